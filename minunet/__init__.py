@@ -1,0 +1,10 @@
+"""minunet: a U-Net for semantic segmentation, written from scratch on one linear operator, the convolution matrix."""
+
+from minunet import functional
+from minunet.autograd import Tensor, no_grad
+from minunet.convolution import ConvMatrix
+from minunet.geometry import Geometry
+from minunet.gradient_check import gradcheck
+
+__all__ = ["ConvMatrix", "Geometry", "Tensor", "functional", "gradcheck", "no_grad"]
+__version__ = "0.1.0"

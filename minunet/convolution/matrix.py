@@ -1,0 +1,198 @@
+"""A convolution is a product with a matrix A, a transposed convolution the product with Aᵀ: `ConvMatrix` is that A.
+
+| | conv2d | conv_transpose2d |
+|---|---|---|
+| forward | y = A x | y = Aᵀ x |
+| input gradient | dx = Aᵀ dy | dx = A dy |
+| weight gradient | weight_grad(x, dy) | weight_grad(dy, x) |
+
+Which algorithm computes the products is decided here and nowhere else. So far there is one, `im2col`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from minunet.backend import as_float
+from minunet.convolution import im2col
+from minunet.convolution.explicit import sparse_matrix
+from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
+
+ALGORITHMS = ("auto", "im2col")
+PRECISIONS = ("float32", "float64")
+DENSE_LIMIT = 1 << 28       # elements; 1 GiB in float32, 2 in float64
+
+
+class ConvMatrix:
+    """The matrix A of a 2-d convolution, as an operator: A @ x, A.T @ y, A.weight_grad(x, y).
+
+    y[n, oh, ow, f] = Σ weight[kh, kw, c, f] · x[n, oh·SH − PH + kh·DH, ow·SW − PW + kw·DW, c], zero outside the image.
+
+    Args:
+        weight: (KH, KW, C, F), float32 or float64; other numbers are converted to `precision`.
+        geometry: kernel (KH, KW), stride, padding and dilation.
+        size: (H, W) of the images in px.
+        algorithm: "im2col" (any geometry), or "auto" for the fastest that fits (so far the same).
+        precision: how float32 numbers are multiplied; "float64" computes everything in float64. A float64 weight
+            always computes in float64.
+
+    Images are (N, H, W, C), or one image as a flat vector of H·W·C numbers; they are converted to the matrix's dtype.
+
+    Raises ValueError for a weight or image whose shape does not fit, an unknown algorithm or precision, a window
+    larger than the padded image. For every x and y:
+
+        <y, A @ x> = <A.T @ y, x> = <weight, A.weight_grad(x, y)>
+
+    >>> import numpy as np
+    >>> from minunet import ConvMatrix, Geometry
+    >>> weight = np.array([[1., 4, 1], [1, 4, 3], [3, 3, 1]]).reshape(3, 3, 1, 1)
+    >>> A = ConvMatrix(weight, Geometry(kernel=3), size=(4, 4))
+    >>> A
+    ConvMatrix (4, 16): 4x4x1 -> 2x2x1, kernel 3x3, stride 1, padding 0, dilation 1, im2col, float64
+    >>> A.dense()[0].astype(int)
+    array([1, 4, 1, 0, 1, 4, 3, 0, 3, 3, 1, 0, 0, 0, 0, 0])
+    >>> (A @ np.arange(16)).tolist(), (A.T @ np.ones(4)).shape
+    ([109.0, 130.0, 193.0, 214.0], (16,))
+
+    Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), section 4.1.
+    """
+
+    def __init__(self, weight: np.ndarray, geometry: Geometry, size: IntOrPair, algorithm: str = "auto",
+                 precision: str = "float32"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} on the device cpu; got {precision!r}")
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} on the device cpu; got {algorithm!r}")
+        if not isinstance(geometry, Geometry):
+            raise TypeError(f"geometry must be a Geometry, such as Geometry(kernel=3); got {type(geometry).__name__}")
+        weight = as_float(weight, precision if precision == "float64" else None)
+        self.weight = np.ascontiguousarray(weight)
+        self.geometry = geometry
+        self.size: Pair = as_pair(size, "size", 1)
+        if weight.ndim != 4 or weight.shape[:2] != geometry.kernel or 0 in weight.shape:
+            raise ValueError(
+                f"weight must be (KH, KW, C, F) with (KH, KW) = {geometry.kernel}, the geometry's kernel; "
+                f"its shape is {weight.shape}"
+            )
+        self.out_size: Pair = geometry.output_size(self.size)
+        self.algorithm = "im2col" if algorithm == "auto" else algorithm
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of every product, float32 or float64."""
+        return self.weight.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(OH·OW·F, H·W·C), the shape of `dense()`."""
+        _, _, c, f = self.weight.shape
+        return self.out_size[0] * self.out_size[1] * f, self.size[0] * self.size[1] * c
+
+    @property
+    def T(self) -> TransposedConvMatrix:
+        """The transpose Aᵀ: the operator of the transposed convolution."""
+        return TransposedConvMatrix(self)
+
+    def __matmul__(self, x: Any) -> np.ndarray:
+        """A x: (N, H, W, C) -> (N, OH, OW, F), or a vector of H·W·C numbers -> OH·OW·F numbers."""
+        x = as_float(x, self.dtype)
+        result = self._forward(self._image(x, "x", of_inputs=True))
+        return result.ravel() if x.ndim == 1 else result
+
+    def weight_grad(self, x: Any, y: Any) -> np.ndarray:
+        """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
+        x = self._image(as_float(x, self.dtype), "x", of_inputs=True)
+        y = self._image(as_float(y, self.dtype), "y", of_inputs=False)
+        if len(x) != len(y):
+            raise ValueError(f"weight_grad: x holds {len(x)} images and y {len(y)}; both must hold the same number")
+        return im2col.weight_grad(self.geometry, x, y)
+
+    def sparse(self) -> scipy.sparse.csr_array:
+        """A as a scipy.sparse matrix in compressed sparse rows, shape (OH·OW·F, H·W·C)."""
+        return sparse_matrix(self.weight, self.geometry, self.size)
+
+    def dense(self) -> np.ndarray:
+        """A as an array, (OH·OW·F, H·W·C). Raises ValueError above 2^28 elements."""
+        self._refuse_large()
+        return self.sparse().toarray()
+
+    def __repr__(self) -> str:
+        g, (_, _, c, f) = self.geometry, self.weight.shape
+
+        def one(pair: Pair) -> str:
+            return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+
+        return (
+            f"ConvMatrix {self.shape}: {self.size[0]}x{self.size[1]}x{c} -> {self.out_size[0]}x{self.out_size[1]}x{f}, "
+            f"kernel {g.kernel[0]}x{g.kernel[1]}, stride {one(g.stride)}, padding {one(g.padding)}, "
+            f"dilation {one(g.dilation)}, {self.algorithm}, {self.dtype}"
+        )
+
+    def _forward(self, x: np.ndarray) -> np.ndarray:
+        return im2col.forward(self.weight, self.geometry, x)
+
+    def _transposed(self, y: np.ndarray) -> np.ndarray:
+        return im2col.transposed(self.weight, self.geometry, y, self.size)
+
+    def _refuse_large(self) -> None:
+        rows, columns = self.shape
+        if rows * columns > DENSE_LIMIT:
+            raise ValueError(
+                f"dense: {rows} x {columns} = {rows * columns} elements are more than 2^28; "
+                "use sparse(), or a smaller size"
+            )
+
+    def _image(self, array: np.ndarray, name: str, of_inputs: bool) -> np.ndarray:
+        """array as contiguous (N, height, width, channels) of A's inputs or outputs; a flat vector is one image."""
+        _, _, c, f = self.weight.shape
+        expected = (*self.size, c) if of_inputs else (*self.out_size, f)
+        if array.ndim == 1 and array.size == expected[0] * expected[1] * expected[2]:
+            array = array.reshape(1, *expected)
+        if array.ndim != 4 or array.shape[1:] != expected:
+            raise ValueError(
+                f"{name} must be (N, {', '.join(map(str, expected))}), channels last, or a vector of "
+                f"{expected[0] * expected[1] * expected[2]} numbers; its shape is {array.shape}"
+            )
+        return np.ascontiguousarray(array)
+
+
+class TransposedConvMatrix:
+    """Aᵀ, the transpose of a `ConvMatrix`: the same numbers, the products exchanged. `A.T.T is A`."""
+
+    def __init__(self, matrix: ConvMatrix):
+        self._matrix = matrix
+
+    @property
+    def T(self) -> ConvMatrix:
+        """The matrix that this is the transpose of."""
+        return self._matrix
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of every product, float32 or float64."""
+        return self._matrix.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H·W·C, OH·OW·F), the shape of `dense()`."""
+        return self._matrix.shape[::-1]
+
+    def __matmul__(self, y: Any) -> np.ndarray:
+        """Aᵀ y: (N, OH, OW, F) -> (N, H, W, C), or a vector of OH·OW·F numbers -> H·W·C numbers."""
+        y = as_float(y, self.dtype)
+        result = self._matrix._transposed(self._matrix._image(y, "y", of_inputs=False))
+        return result.ravel() if y.ndim == 1 else result
+
+    def sparse(self) -> scipy.sparse.csr_array:
+        """Aᵀ as a scipy.sparse matrix in compressed sparse rows."""
+        return self._matrix.sparse().T.tocsr()
+
+    def dense(self) -> np.ndarray:
+        """Aᵀ as an array, (H·W·C, OH·OW·F). Raises ValueError above 2^28 elements."""
+        return self._matrix.dense().T
+
+    def __repr__(self) -> str:
+        return f"transpose {self.shape} of {self._matrix!r}"

@@ -1,0 +1,110 @@
+"""Convolution and transposed convolution: the same matrix, the products exchanged. And the linear layer.
+
+| | conv2d | conv_transpose2d |
+|---|---|---|
+| forward | y = A x + b | y = Aᵀ x + b |
+| dx | Aᵀ dy | A dy |
+| dw | weight_grad(x, dy) | weight_grad(dy, x) |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minunet.backend import same_dtype
+from minunet.convolution import ConvMatrix
+from minunet.geometry import Geometry, IntOrPair
+from minunet.ops.sums import channel_sum
+
+Gradients = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+
+
+def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
+           padding: IntOrPair = 0, dilation: IntOrPair = 1) -> tuple[np.ndarray, Any]:
+    """y = A x + b: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
+    _check("conv2d", x, w, b, channel_axis=2)
+    A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3])
+    y = A @ x
+    if b is not None:
+        y += b
+    return y, (A, x)
+
+
+def conv2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+    """<dy, A x> = <Aᵀ dy, x>, so dx = Aᵀ dy. The same product as a function of w has the gradient weight_grad(x, dy).
+
+    b is added to every pixel, so db is the sum of dy over all pixels.
+    """
+    A, x = cache
+    return (
+        A.T @ dy if needs[0] else None,
+        A.weight_grad(x, dy) if needs[1] else None,
+        channel_sum(dy) if needs[2] else None,
+    )
+
+
+def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
+                     padding: IntOrPair = 0, output_padding: IntOrPair = 0,
+                     dilation: IntOrPair = 1) -> tuple[np.ndarray, Any]:
+    """y = Aᵀ x + b: x (N, H, W, F), w (KH, KW, C, F), b (C,) -> (N, OH, OW, C)."""
+    _check("conv_transpose2d", x, w, b, channel_axis=3)
+    geometry = Geometry(w.shape[:2], stride, padding, dilation)
+    A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding))
+    y = A.T @ x
+    if b is not None:
+        y += b
+    return y, (A, x)
+
+
+def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+    """<dy, Aᵀ x> = <A dy, x>, so dx = A dy. As a function of w, <x, A dy> has the gradient weight_grad(dy, x)."""
+    A, x = cache
+    return (
+        A @ dy if needs[0] else None,
+        A.weight_grad(dy, x) if needs[1] else None,
+        channel_sum(dy) if needs[2] else None,
+    )
+
+
+def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+    """y = x W + b: x (N, C), w (C, F), b (F,) -> (N, F)."""
+    same_dtype("linear", x=x, weight=w, bias=b)
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
+        raise ValueError(f"linear: x must be (N, C) and weight (C, F); x is {x.shape}, weight is {w.shape}")
+    _check_bias("linear", b, w.shape[1])
+    y = x @ w
+    if b is not None:
+        y += b
+    return y, (x, w)
+
+
+def linear_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+    """<dy, x W> = <dy Wᵀ, x> = <xᵀ dy, W>: dx = dy Wᵀ, dw = xᵀ dy, db = Σ dy over the batch."""
+    x, w = cache
+    return (
+        dy @ w.T if needs[0] else None,
+        x.T @ dy if needs[1] else None,
+        channel_sum(dy) if needs[2] else None,
+    )
+
+
+def _check(name: str, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, channel_axis: int) -> None:
+    """The border's check of shapes and dtypes; channel_axis is the axis of w that meets x's channels."""
+    same_dtype(name, x=x, weight=w, bias=b)
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x must be (N, H, W, C), channels last; its shape is {x.shape}")
+    if w.ndim != 4:
+        raise ValueError(f"{name}: weight must be 4-d, (KH, KW, channels of the image, channels of the windows); "
+                         f"its shape is {w.shape}")
+    if w.shape[channel_axis] != x.shape[3]:
+        raise ValueError(f"{name}: weight has {w.shape[channel_axis]} input channels, x has {x.shape[3]} "
+                         f"(x is {x.shape}, channels last; weight is {w.shape})")
+    _check_bias(name, b, w.shape[5 - channel_axis])
+
+
+def _check_bias(name: str, b: np.ndarray | None, channels: int) -> None:
+    if b is not None and b.shape != (channels,):
+        raise ValueError(f"{name}: bias must be ({channels},), one number for each output channel; "
+                         f"its shape is {b.shape}")

@@ -1,0 +1,122 @@
+"""Pooling and unpooling: each window reduced to its maximum or mean, and maxima put back where they came from.
+
+Max-pooling keeps each window's winner as its position inside the window (one byte up to 256 positions). Unpooling
+and the gradient of max-pooling are then the same scatter to the winners; the gradient of unpooling is the gather back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minunet.backend import array_module
+from minunet.convolution.windows import crop_border, pad_border, windows
+from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
+
+
+class Pooled(NamedTuple):
+    """What max-pooling and unpooling keep: the winners (N, OH, OW, C), the geometry, the image's size."""
+
+    winners: np.ndarray
+    geometry: Geometry
+    size: Pair
+
+
+def max_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = None,
+               padding: IntOrPair = 0) -> tuple[np.ndarray, Pooled]:
+    """The maximum of each window, padding counting as −inf: (N, H, W, C) -> (N, OH, OW, C). Ties: the first wins."""
+    geometry = _geometry("max_pool2d", x, kernel, stride, padding)
+    if any(p >= k for p, k in zip(geometry.padding, geometry.kernel)):
+        raise ValueError(f"max_pool2d: padding must be below the kernel along each axis, so that every window holds a "
+                         f"pixel; got padding {geometry.padding}, kernel {geometry.kernel}")
+    xp = array_module(x)
+    out_size = geometry.output_size(x.shape[1:3])
+    view = windows(pad_border(x, geometry, -np.inf), geometry, out_size)     # (N, OH, OW, KH, KW, C)
+    y = view[:, :, :, 0, 0].copy()
+    winners = xp.zeros(y.shape, xp.min_scalar_type(geometry.kernel[0] * geometry.kernel[1] - 1))
+    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
+        if position > 0:
+            candidate = view[:, :, :, i, j]
+            winners[candidate > y] = position
+            xp.maximum(y, candidate, out=y)                 # unlike `>`, carries a NaN on
+    return y, Pooled(winners, geometry, x.shape[1:3])
+
+
+def max_pool2d_backward(dy: np.ndarray, cache: Pooled) -> tuple[np.ndarray]:
+    """y is the winning pixel itself, so its gradient goes to that pixel alone; where windows overlap, they add."""
+    return (_scatter(dy, cache),)
+
+
+def max_unpool2d(y: np.ndarray, *, winners: np.ndarray, kernel: IntOrPair, stride: IntOrPair | None = None,
+                 padding: IntOrPair = 0, size: IntOrPair | None = None) -> tuple[np.ndarray, Pooled]:
+    """Each value put at its window's winner, zero elsewhere; values that meet add: (N, OH, OW, C) -> (N, H, W, C).
+
+    A winner in the padding or outside the image is left out. size defaults to the smallest with these windows.
+    """
+    geometry = _geometry("max_unpool2d", y, kernel, stride, padding)
+    positions = geometry.kernel[0] * geometry.kernel[1]
+    if winners.shape != y.shape or winners.dtype.kind != "u" or (winners.size and winners.max() >= positions):
+        raise ValueError(f"max_unpool2d: winners must be unsigned integers below {positions} (positions in the "
+                         f"{geometry.kernel} window) in x's shape {y.shape}; got {winners.dtype} {winners.shape}")
+    full = geometry.transposed_size(y.shape[1:3]) if size is None else as_pair(size, "size", 1)
+    if geometry.output_size(full) != y.shape[1:3]:
+        raise ValueError(f"max_unpool2d: an image of size {full} has {geometry.output_size(full)} windows, "
+                         f"x has {y.shape[1:3]}")
+    cache = Pooled(winners, geometry, full)
+    return _scatter(y, cache), cache
+
+
+def max_unpool2d_backward(dx: np.ndarray, cache: Pooled) -> tuple[np.ndarray]:
+    """Each value was copied to its winner's pixel: its gradient is the gradient of that pixel."""
+    winners, geometry, _ = cache
+    view = windows(pad_border(dx, geometry), geometry, winners.shape[1:3])
+    dy = array_module(dx).zeros(winners.shape, dx.dtype)
+    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
+        dy += view[:, :, :, i, j] * (winners == position)
+    return (dy,)
+
+
+def avg_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = None,
+               padding: IntOrPair = 0) -> tuple[np.ndarray, Any]:
+    """The mean of each window, padding counting as zeros: (N, H, W, C) -> (N, OH, OW, C)."""
+    geometry = _geometry("avg_pool2d", x, kernel, stride, padding)
+    view = windows(pad_border(x, geometry), geometry, geometry.output_size(x.shape[1:3]))
+    y = view[:, :, :, 0, 0].copy()
+    for i, j in list(np.ndindex(geometry.kernel))[1:]:
+        y += view[:, :, :, i, j]
+    y /= geometry.kernel[0] * geometry.kernel[1]
+    return y, (geometry, x.shape[1:3])
+
+
+def avg_pool2d_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
+    """Each of a window's KH·KW pixels receives dy / (KH·KW); where windows overlap, they add."""
+    geometry, size = cache
+    padded, view = _padded_zeros(dy, geometry, size)
+    share = dy / (geometry.kernel[0] * geometry.kernel[1])
+    for i, j in np.ndindex(geometry.kernel):
+        view[:, :, :, i, j] += share
+    return (crop_border(padded, geometry),)
+
+
+def _scatter(values: np.ndarray, pooled: Pooled) -> np.ndarray:
+    """values (N, OH, OW, C) added to their winners' pixels: (N, H, W, C)."""
+    winners, geometry, size = pooled
+    padded, view = _padded_zeros(values, geometry, size)
+    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
+        view[:, :, :, i, j] += values * (winners == position)
+    return crop_border(padded, geometry)
+
+
+def _padded_zeros(values: np.ndarray, geometry: Geometry, size: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """A padded image of zeros for values (N, OH, OW, C), and its windows (N, OH, OW, KH, KW, C)."""
+    (ph, pw), (h, w) = geometry.padding, size
+    padded = array_module(values).zeros((len(values), h + 2 * ph, w + 2 * pw, values.shape[3]), values.dtype)
+    return padded, windows(padded, geometry, values.shape[1:3])
+
+
+def _geometry(name: str, x: np.ndarray, kernel: IntOrPair, stride: IntOrPair | None, padding: IntOrPair) -> Geometry:
+    """The windows; the stride defaults to the kernel (windows side by side)."""
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x must be (N, H, W, C), channels last; its shape is {x.shape}")
+    return Geometry(kernel, kernel if stride is None else stride, padding)

@@ -1,0 +1,316 @@
+"""Jobs on all cores: order, exceptions, nesting, BLAS's threads, forks; the same bits with any number of threads."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from minunet import ConvMatrix, Geometry, parallel
+
+ROOT = Path(__file__).parents[1]
+COUNTS = pytest.mark.parametrize("count", [1, 2, 3])
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Set the number of threads."""
+    return lambda count: monkeypatch.setenv("MINUNET_NUM_THREADS", str(count))
+
+
+def blas_threads():
+    return max(info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas")
+
+
+@pytest.fixture
+def blas():
+    """BLAS with two threads, whatever the machine has; after the test they are still two."""
+    with threadpool_limits(2, "blas"):
+        if blas_threads() != 2:
+            pytest.skip("this BLAS has no two threads")
+        yield
+        assert blas_threads() == 2
+
+
+def meet(parties):
+    """A job that ends when as many threads as parties are at work, each in a job."""
+    barrier = threading.Barrier(parties)
+    return lambda job: (barrier.wait(10), threading.get_ident())[1]
+
+
+@COUNTS
+@pytest.mark.parametrize("jobs", [[], [7], list(range(100)), range(5), "abc", (None, None)])
+def test_results_are_in_the_jobs_order(use, count, jobs):
+    def late(job):
+        time.sleep(0.002 if job == 0 else 0)                # the first job ends last
+        return job, "done"
+
+    use(count)
+    assert parallel.run(late, jobs) == [(job, "done") for job in jobs]
+
+
+@COUNTS
+def test_every_job_runs_once(use, count):
+    use(count)
+    seen = []
+    parallel.run(seen.append, range(1000))
+    assert sorted(seen) == list(range(1000))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_as_many_threads_work_at_the_same_time_as_were_asked_for(use, count):
+    use(count)
+    for _ in range(3):
+        threads = parallel.run(meet(count), range(count))
+        assert len(set(threads)) == count and threading.get_ident() in threads
+    assert len(set(parallel.run(meet(2), range(2)))) == 2   # no more than there are jobs
+
+
+@pytest.mark.parametrize("jobs, count", [(1, 4), (50, 1)])
+def test_one_job_or_one_thread_stays_in_the_calling_thread(use, jobs, count):
+    use(count)
+    assert set(parallel.run(lambda job: threading.get_ident(), range(jobs))) == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("value, count", [("1", 1), ("3", 3), ("64", 64), ("", None), ("0", None), ("-2", None),
+                                          ("two", None), ("1.5", None), (None, None)])
+def test_the_environment_sets_the_number_of_threads(monkeypatch, value, count):
+    monkeypatch.delenv("MINUNET_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MINUNET_NUM_THREADS", value)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert parallel.threads() == (cores if count is None else count)
+
+
+@COUNTS
+@pytest.mark.parametrize("failing", [[0], [3], [9], [2, 5], range(10)])
+def test_an_exception_is_carried_out(use, count, failing):
+    def job(number):
+        if number in failing:
+            raise KeyError(number)
+        return number
+
+    use(count)
+    with pytest.raises(KeyError) as caught:
+        parallel.run(job, range(10))
+    assert caught.value.args[0] in failing
+    assert parallel.run(lambda number: number, range(10)) == list(range(10))        # and the next run is a new one
+
+
+@pytest.mark.parametrize("failing", [{True}, {False}, {True, False}], ids=["caller", "other", "both"])
+def test_an_exception_of_any_thread_is_carried_out_and_keeps_no_memory(use, failing):
+    """The arrays of a run that failed return by reference count."""
+    def attempt():
+        array, both = np.ones(1000), threading.Barrier(2)
+
+        def job(number, array=array):
+            both.wait(10)
+            if (threading.current_thread() is threading.main_thread()) in failing:
+                raise ZeroDivisionError(number, array.sum())
+
+        with pytest.raises(ZeroDivisionError):
+            parallel.run(job, range(2))
+        return weakref.ref(array)
+
+    use(2)
+    gc.collect()
+    gc.disable()
+    try:
+        assert attempt()() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_nested_call_runs_in_the_thread_of_its_job(use, count, blas):
+    def inner(job):
+        return threading.get_ident(), job
+
+    def outer(job):
+        return {ident for ident, _ in parallel.run(inner, range(5))} == {threading.get_ident()}, job
+
+    use(count)
+    assert parallel.run(outer, range(6)) == [(True, job) for job in range(6)]
+    if count == 2:
+        assert len(set(parallel.run(meet(2), range(2)))) == 2       # afterwards, calls are not nested any more
+
+
+def test_a_call_from_a_single_job_is_not_nested(use):
+    use(2)
+    (idents,) = parallel.run(lambda job: parallel.run(meet(2), range(2)), range(1))
+    assert len(set(idents)) == 2
+
+
+# BLAS's own threads
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_blas_has_one_thread_inside_jobs_and_its_own_afterwards(use, count, blas):
+    use(count)
+    assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
+    assert blas_threads() == 2
+    with pytest.raises(KeyError):
+        parallel.run({}.__getitem__, range(4))
+
+
+def test_callers_from_several_threads_do_not_disturb_each_other(use, blas):
+    use(2)
+    results = {}
+
+    def caller(name):
+        results[name] = [parallel.run(lambda job: (name, i, job), range(7)) for i in range(20)]
+
+    threads = [threading.Thread(target=caller, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {name: [[(name, i, job) for job in range(7)] for i in range(20)] for name in range(4)}
+
+
+# scratch
+
+def test_scratch_is_used_again_and_has_the_shape_and_dtype_asked_for():
+    first = parallel.scratch((100, 7), np.float32)
+    again = parallel.scratch((7, 5), np.dtype(np.float32))
+    assert np.shares_memory(first, again)
+    assert (first.shape, again.shape, first.dtype) == ((100, 7), (7, 5), np.float32) and again.flags.c_contiguous
+    assert not np.shares_memory(first, parallel.scratch((100, 7), np.float64))
+    assert parallel.scratch((), np.float32).shape == () and parallel.scratch((0, 3), np.float32).shape == (0, 3)
+    larger = parallel.scratch((200, 7), np.float32)
+    larger[...] = 3
+    first[...] = 1                                          # still an array, if an old one
+    assert np.shares_memory(larger, parallel.scratch((200, 7), np.float32))
+
+
+def test_every_thread_has_its_own_scratch(use):
+    both = threading.Barrier(2)
+
+    def job(number):
+        mine = parallel.scratch((1000,), np.float64)
+        mine[...] = number
+        both.wait(10)                                       # until the other thread has written into its own
+        return mine, bool((mine == number).all())
+
+    use(2)
+    (one, whole), (other, other_whole) = parallel.run(job, range(2))
+    assert whole and other_whole and not np.shares_memory(one, other)
+
+
+# the same bits
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("batch, size, channels, filters, geometry", [
+    (2, (96, 128), 8, 16, Geometry(3, padding=1)),
+    (1, (200, 90), 3, 5, Geometry((5, 3), stride=(2, 1), padding=(2, 0), dilation=(1, 2))),
+    (3, (64, 64), 16, 8, Geometry(2, stride=2)),
+    (2, (128, 128), 8, 3, Geometry(1)),
+    (1, (256, 192), 4, 1, Geometry(3)),
+    (1, (8, 8), 64, 32, Geometry(3, padding=1)),            # a single job
+    (1, (64, 64), 3, 16, Geometry(3, padding=1)),
+    (1, (16, 16), 64, 33, Geometry(2, stride=2)),
+])
+def test_products_have_the_same_bits_with_any_number_of_threads(use, dtype, batch, size, channels, filters, geometry,
+                                                                blas):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((*geometry.kernel, channels, filters))
+    A = ConvMatrix(w.astype(dtype), geometry, size)
+    x = rng.standard_normal((batch, *size, channels)).astype(dtype)
+    y = rng.standard_normal((batch, *A.out_size, filters)).astype(dtype)
+    results = []
+    for count in (1, 2, 3, 2):
+        use(count)
+        results.append([product() for product in (lambda: A @ x, lambda: A.T @ y, lambda: A.weight_grad(x, y))])
+    for other in results[1:]:
+        for expected, array in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+# other processes
+
+def run_script(code):
+    """What a fresh interpreter prints, with two threads for jobs and two for BLAS."""
+    environment = {**os.environ, "MINUNET_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+OVERLAP = """
+import threading
+from threadpoolctl import threadpool_info
+from minunet import parallel
+
+def blas_threads():
+    return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+
+def first(job):
+    assert second_in.wait(30)
+
+def second(job):
+    second_in.set()
+    assert first_out.wait(30)
+
+before = blas_threads()
+for _ in range(2):
+    second_in, first_out = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: parallel.run(second, range(2)))
+    one = threading.Thread(target=lambda: (parallel.run(lambda job: (other.start() if job == 0 else 0, first(job)),
+                                                        range(2)), first_out.set()))
+    one.start()
+    one.join()
+    other.join()
+print(blas_threads() == before, parallel.run(lambda job: set(blas_threads()), range(2)), blas_threads() == before)
+"""
+
+
+def test_blas_gets_its_threads_back_when_two_callers_overlap():
+    """The first caller ends while the second is at work; the second must not keep what it met for the original."""
+    assert run_script(OVERLAP) == "True [{1}, {1}] True\n"
+
+
+FORK = """
+import multiprocessing, os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)         # Python 3.12 and later warn of forks beside threads
+import numpy as np
+from minunet import ConvMatrix, Geometry, parallel
+
+def product(_=None):
+    barrier = threading.Barrier(2)
+    assert len(set(parallel.run(lambda job: (barrier.wait(30), threading.get_ident())[1], range(2)))) == 2
+    A = ConvMatrix(np.ones((3, 3, 8, 8), np.float32), Geometry(3, padding=1), (128, 128))
+    return float((A @ np.ones((2, 128, 128, 8), np.float32)).sum())
+
+expected = product()                                        # the pool has its threads
+child = os.fork()
+if child == 0:
+    grandchild = os.fork()
+    if grandchild == 0:
+        os._exit(product() != expected)
+    status = os.waitpid(grandchild, 0)[1]
+    os._exit(status != 0 or product() != expected)
+assert os.waitpid(child, 0)[1] == 0
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(product, range(3)) == [expected] * 3
+[child] = parallel.run(lambda job: os.fork(), range(1))     # from within a job
+if child == 0:
+    os._exit(product() != expected)
+assert os.waitpid(child, 0)[1] == 0
+assert product() == expected
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    assert run_script(FORK) == "done\n"
+
+
+def test_an_interpreter_ends_while_the_pool_waits():
+    assert run_script("from minunet import parallel; print(parallel.run(abs, [-1, -2, -3]))") == "[1, 2, 3]\n"
