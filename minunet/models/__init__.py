@@ -1,0 +1,5 @@
+"""Whole nets."""
+
+from minunet.models.unet import DoubleConv, Down, UNet, Up
+
+__all__ = ["DoubleConv", "Down", "UNet", "Up"]

@@ -1,0 +1,30 @@
+"""Layers: modules with parameters, each a thin shell around one function of `minunet.functional`."""
+
+from minunet.nn.layers import (
+    ELU,
+    AvgPool2d,
+    BatchNorm2d,
+    CenterCrop,
+    Concat,
+    Conv2d,
+    ConvTranspose2d,
+    Crop,
+    Dropout,
+    Flatten,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    MaxUnpool2d,
+    Pad,
+    ReLU,
+    Resample,
+    Sigmoid,
+    Softmax,
+)
+from minunet.nn.module import Kept, Module, Parameter, Placeholder, Sequential, record_layers
+
+__all__ = [
+    "AvgPool2d", "BatchNorm2d", "CenterCrop", "Concat", "Conv2d", "ConvTranspose2d", "Crop", "Dropout", "ELU",
+    "Flatten", "Kept", "LeakyReLU", "Linear", "MaxPool2d", "MaxUnpool2d", "Module", "Pad", "Parameter", "Placeholder",
+    "ReLU", "Resample", "Sequential", "Sigmoid", "Softmax", "record_layers",
+]

@@ -1,0 +1,354 @@
+"""The layers. Each holds its parameters and options and calls one function; shapes are (N, H, W, C), channels last.
+
+`output_shape`, `multiply_adds` and `kept` say what a layer makes, costs and keeps, without running it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minunet import functional
+from minunet.autograd import Tensor
+from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
+from minunet.nn.init import GAINS, as_generator, he_normal, transposed_fan_in
+from minunet.nn.module import Kept, Module, Parameter
+
+Shape = tuple[int, ...]
+
+
+def _bias(channels: int, wanted: bool) -> Parameter | None:
+    return Parameter(np.zeros(channels, np.float32)) if wanted else None
+
+
+class Conv2d(Module):
+    """y = A x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, in, out), bias (out,)."""
+
+    kept = Kept(inputs=True)
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: IntOrPair, stride: IntOrPair = 1,
+                 padding: IntOrPair = 0, dilation: IntOrPair = 1, bias: bool = True, gain: float = GAINS["relu"],
+                 rng: np.random.Generator | None = None):
+        self.geometry = Geometry(kernel, stride, padding, dilation)
+        kh, kw = self.geometry.kernel
+        self.weight = Parameter(he_normal((kh, kw, channels_in, channels_out), kh * kw * channels_in, gain, rng))
+        self.bias = _bias(channels_out, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x + b."""
+        g = self.geometry
+        return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, OH, OW, out)."""
+        return (x[0], *self.geometry.output_size(x[1:3]), self.weight.shape[3])
+
+    def multiply_adds(self, output_shape: Shape) -> int:
+        """One for each weight and output pixel."""
+        return int(np.prod(output_shape[:3])) * self.weight.data.size
+
+
+class ConvTranspose2d(Module):
+    """y = Aᵀ x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, out, in), as the convolution it transposes."""
+
+    kept = Kept(inputs=True)
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: IntOrPair, stride: IntOrPair = 1,
+                 padding: IntOrPair = 0, output_padding: IntOrPair = 0, dilation: IntOrPair = 1, bias: bool = True,
+                 gain: float = 1.0, rng: np.random.Generator | None = None):
+        self.geometry = Geometry(kernel, stride, padding, dilation)
+        self.output_padding = as_pair(output_padding, "output_padding", 0)
+        fan_in = transposed_fan_in(self.geometry, channels_in)
+        self.weight = Parameter(he_normal((*self.geometry.kernel, channels_out, channels_in), fan_in, gain, rng))
+        self.bias = _bias(channels_out, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Aᵀ x + b."""
+        g = self.geometry
+        return functional.conv_transpose2d(x, self.weight, self.bias, g.stride, g.padding, self.output_padding,
+                                           g.dilation)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, OH, OW, out)."""
+        return (x[0], *self.geometry.transposed_size(x[1:3], self.output_padding), self.weight.shape[2])
+
+    def multiply_adds(self, output_shape: Shape) -> int:
+        """One for each weight and input pixel; the input is recovered from the windows of the output."""
+        return output_shape[0] * int(np.prod(self.geometry.output_size(output_shape[1:3]))) * self.weight.data.size
+
+
+class Linear(Module):
+    """y = x W + b: (N, in) -> (N, out). weight (in, out), bias (out,)."""
+
+    kept = Kept(inputs=True)
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True, gain: float = GAINS["relu"],
+                 rng: np.random.Generator | None = None):
+        self.weight = Parameter(he_normal((channels_in, channels_out), channels_in, gain, rng))
+        self.bias = _bias(channels_out, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W + b."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, out)."""
+        return x[0], self.weight.shape[1]
+
+    def multiply_adds(self, output_shape: Shape) -> int:
+        """One for each weight and row."""
+        return output_shape[0] * self.weight.data.size
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation of each channel, with running statistics for prediction.
+
+    In training: the batch's mean and biased variance; running = (1 − momentum) · running + momentum · batch, with the
+    unbiased variance. Where a channel has one value only, y is β, no gradient reaches x, and the running variance
+    stays as it is. In prediction: the running statistics.
+    """
+
+    buffer_names = ("running_mean", "running_var")
+    kept = Kept(extra=1.0)                                  # x̂
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        self.gamma = Parameter(np.ones(channels, np.float32))
+        self.beta = Parameter(np.zeros(channels, np.float32))
+        self.running_mean: np.ndarray = np.zeros(channels, np.float32)
+        self.running_var: np.ndarray = np.ones(channels, np.float32)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"BatchNorm2d: momentum must be above 0 and at most 1; got {momentum!r}")
+        self.eps, self.momentum = float(eps), float(momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """γ x̂ + β."""
+        if not self.training:
+            return functional.normalize(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
+        y, mean, var = functional.batch_norm(x, self.gamma, self.beta, self.eps)
+        count, m = x.data.size // mean.size, self.momentum
+        self.running_mean = (1 - m) * self.running_mean + m * mean
+        if count > 1:
+            self.running_var = (1 - m) * self.running_var + m * (var * (count / (count - 1)))
+        return y
+
+    def output_shape(self, x: Shape) -> Shape:
+        """That of x."""
+        return x
+
+
+class _Pointwise(Module):
+    """A layer that keeps the shape."""
+
+    def output_shape(self, x: Shape) -> Shape:
+        """That of x."""
+        return x
+
+
+class ReLU(_Pointwise):
+    """max(x, 0)."""
+
+    kept = Kept(output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return functional.relu(x)
+
+
+class LeakyReLU(_Pointwise):
+    """x where x > 0, slope · x elsewhere."""
+
+    kept = Kept(output=True)
+
+    def __init__(self, slope: float = 0.01):
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x or slope · x."""
+        return functional.leaky_relu(x, self.slope)
+
+
+class ELU(_Pointwise):
+    """x where x > 0, alpha · (eˣ − 1) elsewhere."""
+
+    kept = Kept(output=True)
+
+    def __init__(self, alpha: float = 1.0):
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x or alpha · (eˣ − 1)."""
+        return functional.elu(x, self.alpha)
+
+
+class Sigmoid(_Pointwise):
+    """1 / (1 + e⁻ˣ)."""
+
+    kept = Kept(output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """1 / (1 + e⁻ˣ)."""
+        return functional.sigmoid(x)
+
+
+class Softmax(_Pointwise):
+    """eˣ / Σ eˣ over the channels."""
+
+    kept = Kept(output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """eˣ / Σ eˣ."""
+        return functional.softmax(x)
+
+
+class Dropout(_Pointwise):
+    """Inverted dropout with probability p in training, nothing in prediction; masks come from the generator."""
+
+    def __init__(self, p: float, rng: np.random.Generator | None = None):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be at least 0 and below 1; got {p!r}")
+        self.p = p
+        self.rng = as_generator(rng)
+
+    @property
+    def kept(self) -> Kept:         # type: ignore[override]
+        """One byte of mask for each number, unless p is 0."""
+        return Kept(extra=0.25 if self.p else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with a part of its numbers dropped."""
+        return functional.dropout(x, self.p, self.rng) if self.training and self.p else x
+
+
+class _Pool2d(Module):
+    """A layer with windows; the stride defaults to the kernel."""
+
+    def __init__(self, kernel: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0):
+        self.geometry = Geometry(kernel, kernel if stride is None else stride, padding)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, OH, OW, C)."""
+        return (x[0], *self.geometry.output_size(x[1:3]), x[3])
+
+
+class MaxPool2d(_Pool2d):
+    """The maximum of each window: (N, H, W, C) -> (N, OH, OW, C); `with_winners` also gives their positions."""
+
+    kept = Kept(extra=0.25)                                 # one byte for each winner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maxima."""
+        g = self.geometry
+        return functional.max_pool2d(x, g.kernel, g.stride, g.padding)
+
+    def with_winners(self, x: Any) -> tuple[Any, Any]:
+        """The maxima, and the winners' positions for `MaxUnpool2d`."""
+        if not isinstance(x, Tensor):
+            return self(x), None
+        g = self.geometry
+        return functional.max_pool2d(x, g.kernel, g.stride, g.padding, return_winners=True)
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window: (N, H, W, C) -> (N, OH, OW, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The means."""
+        g = self.geometry
+        return functional.avg_pool2d(x, g.kernel, g.stride, g.padding)
+
+
+class MaxUnpool2d(_Pool2d):
+    """Values put back where their maxima came from: (N, H, W, C), winners -> (N, OH, OW, C)."""
+
+    def forward(self, x: Tensor, winners: np.ndarray) -> Tensor:
+        """The values at their winners' pixels, zeros elsewhere."""
+        g = self.geometry
+        return functional.max_unpool2d(x, winners, g.kernel, g.stride, g.padding)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, OH, OW, C), the smallest image with these windows."""
+        return (x[0], *self.geometry.transposed_size(x[1:3]), x[3])
+
+
+class Resample(Module):
+    """Fixed interpolation by a whole factor: (N, H, W, C) -> (N, factor·H, factor·W, C)."""
+
+    def __init__(self, factor: int, method: str = "nearest"):
+        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"Resample: factor must be an int of at least 1; got {factor!r}")
+        self.factor, self.method = factor, method
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The interpolated image."""
+        return functional.resample(x, factor=self.factor, method=self.method)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, factor·H, factor·W, C)."""
+        return x[0], self.factor * x[1], self.factor * x[2], x[3]
+
+
+class Flatten(Module):
+    """Each image as one row: (N, H, W, C) -> (N, H·W·C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows."""
+        return functional.flatten(x)
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, H·W·C)."""
+        return x[0], int(np.prod(x[1:]))
+
+
+class Concat(Module):
+    """The channels of both inputs side by side."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N, H, W, A), (N, H, W, B) -> (N, H, W, A + B)."""
+        return functional.concat(a, b)
+
+    def output_shape(self, a: Shape, b: Shape) -> Shape:
+        """(N, H, W, A + B)."""
+        return (*a[:3], a[3] + b[3])
+
+
+class CenterCrop(Module):
+    """The middle of the first input, of the second one's size ("copy and crop")."""
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """(N, H, W, C), (N, OH, OW, ·) -> (N, OH, OW, C)."""
+        return functional.center_crop(x, like.shape[1:3])
+
+    def output_shape(self, x: Shape, like: Shape) -> Shape:
+        """(N, OH, OW, C)."""
+        return (x[0], *like[1:3], x[3])
+
+
+class Crop(Module):
+    """The top left part of the first input, of the second one's size: undoes `Pad` to a multiple."""
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """(N, H, W, C), (N, OH, OW, ·) -> (N, OH, OW, C); x itself when the sizes are equal."""
+        return x if x.shape[1:3] == like.shape[1:3] else functional.crop(x, 0, 0, like.shape[1:3])
+
+    def output_shape(self, x: Shape, like: Shape) -> Shape:
+        """(N, OH, OW, C)."""
+        return (x[0], *like[1:3], x[3])
+
+
+class Pad(Module):
+    """Bottom and right extended by the edge's pixels to the next multiple of a number of px."""
+
+    def __init__(self, multiple: IntOrPair):
+        self.multiple: Pair = as_pair(multiple, "multiple", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The extended image; x itself when its size is a multiple already."""
+        _, h, w, _ = self.output_shape(x.shape)
+        bottom, right = h - x.shape[1], w - x.shape[2]
+        return functional.pad(x, (0, bottom, 0, right), "edge") if bottom or right else x
+
+    def output_shape(self, x: Shape) -> Shape:
+        """(N, H, W, C) with H and W rounded up."""
+        (mh, mw) = self.multiple
+        return x[0], -(-x[1] // mh) * mh, -(-x[2] // mw) * mw, x[3]

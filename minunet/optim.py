@@ -1,0 +1,142 @@
+"""Optimizers: each step changes the parameters in place by their gradients. Parameters without a gradient stay.
+
+Every rule is written in its class; g is a parameter's gradient, θ the parameter, η the learning rate lr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from minunet.autograd import Tensor
+from minunet.backend import array_module
+
+
+class Optimizer:
+    """What all optimizers share: the parameters, `zero_grad`, `step`, and arrays beside each parameter.
+
+    Raises ValueError for settings that are out of range, TypeError for parameters that are no Tensors.
+    """
+
+    slots: tuple[str, ...] = ()     # arrays kept for each parameter
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0):
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError("optimizer: got no parameters")
+        for p in self.parameters:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"optimizer: parameters must be Tensors, such as model.parameters(); got "
+                                f"{type(p).__name__}")
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"optimizer: lr must be above 0 and finite; got {lr!r}")
+        if not weight_decay >= 0:
+            raise ValueError(f"optimizer: weight_decay must be at least 0; got {weight_decay!r}")
+        self.lr, self.weight_decay = lr, weight_decay
+        self.steps = 0
+        self.taken = [0] * len(self.parameters)     # the steps in which each parameter had a gradient
+        self.state = {slot: [array_module(p.data).zeros_like(p.data) for p in self.parameters] for slot in self.slots}
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient."""
+        self.steps += 1
+        for index, p in enumerate(self.parameters):
+            if p.grad is not None:
+                self.taken[index] += 1
+                self.update(p.data, p.grad, self.taken[index], *(self.state[slot][index] for slot in self.slots))
+
+    def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
+        """One parameter's step, its t-th, in place."""
+        raise TypeError(f"{type(self).__name__} has no update method")
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    g ← g + weight_decay · θ;  v ← momentum · v + g (v = g in the first step);  θ ← θ − η v, or with Nesterov's
+    momentum θ ← θ − η (g + momentum · v).
+
+    Source: Sutskever et al., On the importance of initialization and momentum in deep learning (2013), in the form
+    where v does not contain η.
+    """
+
+    slots = ("velocity",)
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-2, momentum: float = 0.0, nesterov: bool = False,
+                 weight_decay: float = 0.0):
+        super().__init__(parameters, lr, weight_decay)
+        if not momentum >= 0:
+            raise ValueError(f"SGD: momentum must be at least 0; got {momentum!r}")
+        if nesterov and momentum == 0:
+            raise ValueError(f"SGD: nesterov needs a momentum above 0; got {momentum!r}")
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
+        """v, then θ."""
+        (velocity,) = state
+        if self.weight_decay:
+            g = g + self.weight_decay * theta
+        velocity *= self.momentum
+        velocity += g
+        theta -= self.lr * (g + self.momentum * velocity if self.nesterov else velocity)
+
+
+class Adam(Optimizer):
+    """Adam, with t the number of the parameter's step from 1: steps in which it has no gradient do not count.
+
+    g ← g + weight_decay · θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;
+    θ ← θ − η · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + eps).
+
+    Source: Kingma and Ba, Adam (2015), algorithm 1.
+    """
+
+    slots = ("m", "v")
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0.0):
+        super().__init__(parameters, lr, weight_decay)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Adam: betas must be two numbers, at least 0 and below 1; got {betas!r}")
+        if not eps >= 0:
+            raise ValueError(f"Adam: eps must be at least 0; got {eps!r}")
+        self.betas, self.eps = betas, eps
+
+    def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
+        """m, v, then θ."""
+        (beta1, beta2), (m, v) = self.betas, state
+        g = self.decay(theta, g)
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        denominator = v**0.5
+        denominator *= 1 / (1 - beta2**t) ** 0.5
+        denominator += self.eps
+        theta -= (self.lr / (1 - beta1**t)) * (m / denominator)
+
+    def decay(self, theta: np.ndarray, g: np.ndarray) -> np.ndarray:
+        """Weight decay as a part of the gradient."""
+        return g + self.weight_decay * theta if self.weight_decay else g
+
+
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient: θ ← θ − η · weight_decay · θ, then Adam's step.
+
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization (2019), algorithm 2, whose λ is written
+    η · weight_decay here, as in PyTorch.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 1e-2):
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+    def decay(self, theta: np.ndarray, g: np.ndarray) -> np.ndarray:
+        """θ shrinks by itself; the gradient stays."""
+        theta *= 1 - self.lr * self.weight_decay
+        return g
