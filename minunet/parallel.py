@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minunet.errors import UserError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -25,9 +27,14 @@ _holding = threading.Lock()      # held by the caller that has set BLAS's number
 
 
 def threads() -> int:
-    """How many threads work: MINUNET_NUM_THREADS, or the cores that this process may use."""
-    wanted = os.environ.get("MINUNET_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) >= 1:
+    """How many threads work: MINUNET_NUM_THREADS, or the cores that this process may use.
+
+    Raises UserError when the variable holds something else than a whole number of at least 1.
+    """
+    wanted = os.environ.get("MINUNET_NUM_THREADS", "").strip()
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise UserError(f"MINUNET_NUM_THREADS must be a whole number of at least 1, or not set; got {wanted!r}")
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

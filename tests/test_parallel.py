@@ -14,6 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minunet import ConvMatrix, Geometry, parallel
+from minunet.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 COUNTS = pytest.mark.parametrize("count", [1, 2, 3])
@@ -79,8 +80,14 @@ def test_one_job_or_one_thread_stays_in_the_calling_thread(use, jobs, count):
     assert set(parallel.run(lambda job: threading.get_ident(), range(jobs))) == {threading.get_ident()}
 
 
-@pytest.mark.parametrize("value, count", [("1", 1), ("3", 3), ("64", 64), ("", None), ("0", None), ("-2", None),
-                                          ("two", None), ("1.5", None), (None, None)])
+@pytest.mark.parametrize("value", ["0", "-2", "two", "1.5"])
+def test_another_number_of_threads_is_refused(monkeypatch, value):
+    monkeypatch.setenv("MINUNET_NUM_THREADS", value)
+    with pytest.raises(UserError, match=f"MINUNET_NUM_THREADS must be a whole number of at least 1.* got '{value}'"):
+        parallel.threads()
+
+
+@pytest.mark.parametrize("value, count", [("1", 1), ("3", 3), (" 64 ", 64), ("", None), (None, None)])
 def test_the_environment_sets_the_number_of_threads(monkeypatch, value, count):
     monkeypatch.delenv("MINUNET_NUM_THREADS", raising=False)
     if value is not None:
