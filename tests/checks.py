@@ -8,6 +8,11 @@ import pytest
 from minunet import Tensor
 
 
+def leaf(*shape, dtype=np.float64):
+    """A Tensor of numbers between 1 and 2 that requires a gradient."""
+    return Tensor(np.random.default_rng(0).uniform(1, 2, shape).astype(dtype), requires_grad=True)
+
+
 def assert_close(actual, expected, tolerance, what=""):
     """Every element within tolerance of the largest expected element (or of 1, if all are smaller than that)."""
     actual, expected = np.asarray(actual), np.asarray(expected)
