@@ -132,6 +132,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = checkpoint.model.config
     files = [file for path in arguments.files for file in (image_files(path) if path.is_dir() else [path])]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file")
     if not files:
         raise UserError(f"{', '.join(map(str, arguments.files))}: no image files there")
     sources = {path.resolve() for path in files}

@@ -102,6 +102,23 @@ def test_an_output_lives_only_as_long_as_somebody_needs_it():
     assert data() is None and y.requires_grad
 
 
+def test_across_a_concatenation_only_the_skips_own_gradient_waits():
+    """While the branch beside it is passed, the skip's gradient takes the skip's size, not that of both branches."""
+    skip = leaf(1, 64, 64, 16) * 1.0
+    held = []
+
+    def measure(dy, cache):
+        held.append(array_bytes())
+        return (dy,)
+
+    branch = lift(lambda x: (x + 1, None), measure)(skip) * 2.0
+    y = (functional.concat(skip, branch) * 1.0).sum()
+    tracemalloc.start()
+    y.backward()
+    tracemalloc.stop()
+    assert held[0] < 2.5 * skip.data.nbytes         # the skip's gradient, and the branch's on its way
+
+
 @pytest.mark.parametrize("backward", [True, False])
 @by_reference_count()
 def test_memory_returns_by_reference_count(backward):

@@ -237,7 +237,7 @@ MISTAKES = {    # what the user did -> (how, the arguments, how the sentence beg
     "half a checkpoint": (lambda: halve("net.safetensors"), predict("images"), "net.safetensors: ", "damaged"),
     "checkpoint and image exchanged": (None, predict("net.safetensors", net="images/s0.png"), "images/s0.png: ",
                                        "not a checkpoint"),
-    "no such image": (None, predict("images/s9.png"), "images/s9.png: ", "No such file"),
+    "no such image": (None, predict("images/s9.png"), "images/s9.png: ", "there is no such file"),
     "text as image": (None, predict("images", "notes.txt"), "notes.txt: ", "not an image"),
     "a damaged image": (lambda: halve("images/s4.png"), predict("images"), "images/s4.png: ", "damaged"),
     "nothing to predict": (None, predict("empty"), "empty: ", "no image files"),

@@ -32,7 +32,7 @@ BLOCK_ROWS = 128
 
 # The weight gradient sums over pixels: in at most GROUPS partial sums of at least GROUP_PIXELS output pixels each.
 GROUPS = 16
-GROUP_PIXELS = 256
+GROUP_PIXELS = 512
 
 # Rows of one large product that a thread takes at a time, where there are no columns to make.
 PART_ROWS = 8192

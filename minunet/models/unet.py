@@ -17,6 +17,7 @@ import numpy as np
 
 from minunet import nn
 from minunet.autograd import Tensor, no_grad
+from minunet.backend import as_float
 from minunet.geometry import IntOrPair, Pair, as_pair
 from minunet.models.summary import Summary, summarize
 from minunet.nn.init import GAINS, as_generator
@@ -152,11 +153,13 @@ class UNet(nn.Module):
         self.crop = nn.Crop() if padding == "same" else None
 
     def forward(self, x: Any) -> Any:
-        """Logits (N, OH, OW, classes) of images (N, H, W, in_channels)."""
+        """Logits (N, OH, OW, classes) of images (N, H, W, in_channels), which are converted to the net's dtype."""
         if len(x.shape) != 4 or x.shape[3] != self.config["in_channels"]:
             raise ValueError(f"UNet: x must be (N, H, W, {self.config['in_channels']}), channels last; its shape is "
                              f"{x.shape}")
         self.output_size(x.shape[1:3])
+        if isinstance(x, Tensor) and not x.requires_grad:       # images are constants: they take the net's dtype
+            x = Tensor(as_float(x.data, self.head.weight.dtype))
         image = x
         x = self.first(self.pad(x) if self.pad else x)
         levels = []

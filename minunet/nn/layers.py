@@ -259,16 +259,24 @@ class AvgPool2d(_Pool2d):
 
 
 class MaxUnpool2d(_Pool2d):
-    """Values put back where their maxima came from: (N, H, W, C), winners -> (N, OH, OW, C)."""
+    """Values put back where their maxima came from: (N, OH, OW, C), winners -> (N, H, W, C).
+
+    (H, W) is size, by default the smallest image with these windows.
+    """
+
+    def __init__(self, kernel: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0,
+                 size: IntOrPair | None = None):
+        super().__init__(kernel, stride, padding)
+        self.size = None if size is None else as_pair(size, "size", 1)
 
     def forward(self, x: Tensor, winners: np.ndarray) -> Tensor:
         """The values at their winners' pixels, zeros elsewhere."""
         g = self.geometry
-        return functional.max_unpool2d(x, winners, g.kernel, g.stride, g.padding)
+        return functional.max_unpool2d(x, winners, g.kernel, g.stride, g.padding, self.size)
 
     def output_shape(self, x: Shape) -> Shape:
-        """(N, OH, OW, C), the smallest image with these windows."""
-        return (x[0], *self.geometry.transposed_size(x[1:3]), x[3])
+        """(N, H, W, C)."""
+        return (x[0], *(self.size or self.geometry.transposed_size(x[1:3])), x[3])
 
 
 class Resample(Module):

@@ -38,6 +38,7 @@ def cross_entropy(logits: np.ndarray, *, target: Any, weights: Any = None, class
     xp = array_module(logits)
     name = "cross_entropy"
     target, valid = _class_ids(name, logits, target, ignore_index)
+    logits = xp.where(valid[..., None] > 0, logits, 0)                      # not even a NaN counts where ignored
     w = valid * _pixel_weights(name, weights, logits)
     w = w * _class_weights(name, class_weights, logits)[target]
     total = w.sum(dtype=np.float64)
@@ -61,6 +62,7 @@ def bce_with_logits(logits: np.ndarray, *, target: Any, weights: Any = None, cla
     xp = array_module(logits)
     name = "bce_with_logits"
     t, valid = _fractions(name, logits, target, ignore_index)
+    logits = xp.where(valid > 0, logits, 0)
     w = valid * _pixel_weights(name, weights, logits)[..., None]
     w = w * _class_weights(name, class_weights, logits)
     w /= max(int(valid.sum()), 1)
@@ -89,10 +91,12 @@ def dice(logits: np.ndarray, *, target: Any, weights: Any = None, class_weights:
         ids, valid = _class_ids(name, logits, target, ignore_index)
         t = (ids[..., None] == xp.arange(k)).astype(dtype)                  # (..., K), one-hot
         valid = valid[..., None]
+        logits = xp.where(valid > 0, logits, 0)
         p = softmax(logits)[0]
         predicted = logits.argmax(-1)[..., None] == xp.arange(k)
     else:
         t, valid = _fractions(name, logits, target, ignore_index)
+        logits = xp.where(valid > 0, logits, 0)
         p = sigmoid(logits)[0]
         predicted = logits > 0
     w = valid * _pixel_weights(name, weights, logits)[..., None]

@@ -24,8 +24,9 @@ def concat(*xs: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 def concat_backward(dy: np.ndarray, channels: list[int]) -> tuple[np.ndarray, ...]:
-    """Each input gets the gradient of its own channels."""
-    return tuple(array_module(dy).split(dy, np.cumsum(channels)[:-1], axis=-1))
+    """Each input gets the gradient of its own channels: copies, because a view would keep all of dy alive."""
+    xp = array_module(dy)
+    return tuple(xp.ascontiguousarray(part) for part in xp.split(dy, np.cumsum(channels)[:-1], axis=-1))
 
 
 def crop(x: np.ndarray, *, top: int, left: int, size: IntOrPair) -> tuple[np.ndarray, Any]:

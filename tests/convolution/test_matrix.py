@@ -132,6 +132,33 @@ def test_the_slides_example():
     np.testing.assert_array_equal(A.T @ y, [2, 9, 6, 1, 6, 29, 30, 7, 10, 29, 33, 13, 12, 24, 16, 4])
 
 
+def test_sparse_matrices_are_in_compressed_rows():
+    A = ConvMatrix(np.ones((2, 3, 1, 2)), Geometry((2, 3)), 5)
+    assert A.sparse().format == A.T.sparse().format == "csr"
+
+
+def test_dense_stops_above_2_to_the_28_elements():
+    one = np.ones((1, 1, 1, 1), np.float32)
+    ConvMatrix(one, Geometry(1), (128, 128))._refuse_large()        # exactly 2^28: allowed, but not made here
+    with pytest.raises(ValueError, match=r"16512 x 16512 = 272646144 elements are more than 2\^28"):
+        ConvMatrix(one, Geometry(1), (128, 129)).dense()
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_windows_side_by_side_are_multiplied_where_they_lie(monkeypatch, kernel):
+    A = ConvMatrix(np.ones((kernel, kernel, 4, 4), np.float32), Geometry(kernel, stride=kernel), 64)
+    x = np.ones((1, 64, 64, 4), np.float32)
+    expected = A @ x, A.T @ (A @ x)
+
+    def no_columns(*_):
+        raise AssertionError("columns were made")
+
+    monkeypatch.setattr(im2col.parallel, "scratch", no_columns)
+    y = A @ x
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(A.T @ y, expected[1])
+
+
 def test_transposing_twice_is_the_same_object():
     A = ConvMatrix(np.ones((3, 3, 1, 1)), Geometry(3), 4)
     assert A.T.T is A

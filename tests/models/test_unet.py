@@ -96,7 +96,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(str(v) for v in options.values()))
-def test_every_combination_runs_trains_and_is_walked_with_the_same_shapes(options):
+def test_every_combination_gives_gradients_and_is_walked_with_the_same_shapes(options):
     model = small(dropout=0.1, **options)
     size = (48, 44) if options["padding"] == "valid" else (10, 7)
     y = run(model, size)
@@ -113,6 +113,7 @@ def test_every_combination_runs_trains_and_is_walked_with_the_same_shapes(option
                               ("bilinear", "batch", "same"), ("bicubic", None, "same"), ("nearest", None, "valid")]
 ], ids=lambda options: f"{options['up']}-{options['norm']}-{options['padding']}")
 def test_gradient_of_the_whole_net_with_smooth_activations(options):
+    """ELU's slope is continuous, and no winner is chosen anywhere: one step fits all."""
     assert_whole_gradient(small(**options), (44, 44) if options["padding"] == "valid" else (5, 7))
 
 
@@ -152,8 +153,23 @@ def test_dropout_is_after_pooling_so_the_skip_is_whole():
     model.up[0].dropout.p = 0.0
     a, b = (run(model, (8, 8), seed=seed).data for seed in (1, 2))
     assert not np.array_equal(a, b)
-    masks = [module for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
-    assert len(masks) == 2 and model.down[0].dropout is masks[0]
+
+
+def test_dropout_stands_behind_the_pooling_and_at_the_end_of_a_decoder_level():
+    rows = [row.name for row in small(depth=1, dropout=0.9).summary((8, 8)).rows]
+    assert rows.index("down.0.pool") + 1 == rows.index("down.0.dropout") == rows.index("down.0.convs.conv1") - 1
+    assert rows.index("up.0.convs.activation2") + 1 == rows.index("up.0.dropout") == rows.index("head") - 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8])
+def test_an_image_takes_the_nets_dtype(dtype):
+    model = small()
+    x = (np.random.default_rng(0).random((1, 8, 8, 2)) * 9).astype(dtype)
+    assert model.predict(x).dtype == np.float32
+    np.testing.assert_array_equal(model.predict(x), model.predict(x.astype(np.float32)))
+    loss = functional.bce_with_logits(model(Tensor(x)), np.zeros((1, 8, 8, 3)))
+    loss.backward()
+    assert model.head.weight.grad.dtype == np.float32
 
 
 def test_predict_applies_the_output_and_leaves_the_mode_alone():
@@ -176,9 +192,15 @@ def test_the_same_generator_makes_the_same_net():
     assert not np.array_equal(a["first.conv1.weight"], c["first.conv1.weight"])
 
 
-def test_head_is_initialised_with_gain_1():
-    weight = UNet(1, 64, base=64, depth=1).state_dict()["head.weight"]
-    assert abs(weight.std() * 8 - 1) < 0.05
+@pytest.mark.parametrize("activation, gain", [("relu", 2**0.5), ("leaky_relu", 1.4141), ("elu", 1.2452)])
+def test_convolutions_are_initialised_with_their_activations_gain_and_the_head_with_1(activation, gain):
+    state = UNet(64, 64, base=64, depth=1, activation=activation).state_dict()
+    assert abs(state["first.conv1.weight"].std() * 24 / gain - 1) < 0.02       # fan-in 9 * 64
+    assert abs(state["head.weight"].std() * 8 - 1) < 0.05
+
+
+def test_the_output_is_a_sigmoid_unless_chosen_otherwise():
+    assert UNet(1, 1, base=1, depth=1).config["output"] == "sigmoid"
 
 
 @pytest.mark.parametrize("options, message", [

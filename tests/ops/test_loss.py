@@ -414,3 +414,15 @@ def test_a_tensor_is_no_constant(name, argument):
     options = {"target": IDS if of_ids else Z3} | {argument: Tensor(np.ones(1))}
     with pytest.raises(TypeError, match=f"{loss.__name__}: {argument} must be an array of numbers; got Tensor"):
         loss(Z3, **options)
+
+
+@pytest.mark.parametrize("f", [functional.cross_entropy, functional.bce_with_logits, functional.dice])
+def test_a_nan_that_is_ignored_counts_for_nothing(f):
+    logits, target = np.zeros((1, 1, 2, 2)), np.array([[[0, 255]]])
+    if f is functional.bce_with_logits:
+        target = np.array([[[[0, 1], [255, 255]]]])
+    logits[0, 0, 1] = np.nan
+    x = Tensor(logits, requires_grad=True)
+    loss = f(x, target, ignore_index=255)
+    loss.backward()
+    assert np.isfinite(loss.item()) and np.isfinite(x.grad).all() and not x.grad[0, 0, 1].any()
