@@ -5,7 +5,8 @@ Every rule is written in its class; g is a parameter's gradient, θ the paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -50,6 +51,27 @@ class Optimizer:
             if p.grad is not None:
                 self.taken[index] += 1
                 self.update(p.data, p.grad, self.taken[index], *(self.state[slot][index] for slot in self.slots))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all that the next steps depend on, but the settings: "steps", "taken", and "m.0", "m.1", ..."""
+        state = {"steps": np.array(self.steps), "taken": np.array(self.taken)}
+        state.update({f"{slot}.{i}": array.copy() for slot in self.slots for i, array in enumerate(self.state[slot])})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where another optimizer of the same kind and parameters stood.
+
+        Raises ValueError, before anything is changed, when a name or a shape differs.
+        """
+        own = self.state_dict()
+        wrong = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
+        if wrong:
+            raise ValueError(f"load_state_dict: the state is not that of {type(self).__name__} with these parameters "
+                             f"({', '.join(wrong[:4])})")
+        self.steps, self.taken = int(state["steps"]), state["taken"].tolist()
+        for slot in self.slots:
+            for i, array in enumerate(self.state[slot]):
+                array[...] = state[f"{slot}.{i}"]
 
     def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
         """One parameter's step, its t-th, in place."""
@@ -140,3 +162,11 @@ class AdamW(Adam):
         """θ shrinks by itself; the gradient stays."""
         theta *= 1 - self.lr * self.weight_decay
         return g
+
+
+def cosine(step: int, steps: int, lr: float) -> float:
+    """The learning rate of a step (from 0) out of `steps`: from lr down to 0 along half a cosine.
+
+    Source: Loshchilov and Hutter, SGDR (2017), equation 5, without restarts.
+    """
+    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))

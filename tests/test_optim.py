@@ -202,6 +202,98 @@ def test_a_training_step_goes_down(name):
     assert losses[-1] < losses[10] < losses[0]
 
 
+# going on
+
+
+def walk(optimizer, steps, dtype=np.float64):
+    """Steps with the gradients of these numbers, of which one parameter has none now and then."""
+    for step in steps:
+        for p, g in zip(optimizer.parameters, gradients(step, lambda step, index: (step + index) % 3 == 0, dtype)):
+            p.grad = g
+        optimizer.step()
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_optimizer_goes_on_from_a_state_bit_for_bit(name, options, dtype):
+    whole = getattr(optim, name)(parameters(dtype), **options)
+    walk(whole, range(9), dtype)
+    first = getattr(optim, name)(parameters(dtype), **options)
+    walk(first, range(5), dtype)
+    state = first.state_dict()
+    kept = {key: array.copy() for key, array in state.items()}
+    ps = [nn.Parameter(p.data.copy()) for p in first.parameters]
+    walk(first, range(20, 23), dtype)                       # the state is a copy: this leaves it alone
+    second = getattr(optim, name)(ps, **options)
+    second.load_state_dict(state)
+    assert second.steps == 5 and second.taken == [sum((step + index) % 3 != 0 for step in range(5))
+                                                  for index in range(len(SHAPES))]
+    walk(second, range(5, 9), dtype)
+    for p, expected in zip(second.parameters, whole.parameters, strict=True):
+        np.testing.assert_array_equal(p.data, expected.data)
+    assert second.state_dict().keys() == whole.state_dict().keys() == state.keys()
+    for key, array in whole.state_dict().items():
+        np.testing.assert_array_equal(second.state_dict()[key], array)
+        np.testing.assert_array_equal(state[key], kept[key])    # nor did the second one write into it
+
+
+def test_a_state_names_what_it_holds():
+    optimizer = optim.Adam(parameters())
+    walk(optimizer, range(2))
+    state = optimizer.state_dict()
+    assert set(state) == {"steps", "taken", *(f"{slot}.{i}" for slot in "mv" for i in range(len(SHAPES)))}
+    assert state["steps"] == 2 and state["taken"].tolist() == [1, 2, 1, 1]
+    assert [state[f"v.{i}"].shape for i in range(len(SHAPES))] == SHAPES
+
+
+def renamed(state):
+    return {"n" + key[1:] if key.startswith("m.") else key: array for key, array in state.items()}
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda state: {}, r"not that of Adam with these parameters \(m.0, m.1, m.2, m.3\)"),
+    (lambda state: optim.SGD(parameters()).state_dict(), "not that of Adam"),
+    (renamed, "not that of Adam"),
+    (lambda state: optim.Adam(parameters()[:3]).state_dict(), r"\(m.3, v.3\)"),
+    (lambda state: {key: array for key, array in state.items() if key != "steps"}, r"\(steps\)"),
+    (lambda state: state | {"extra": np.zeros(1)}, r"\(extra\)"),
+    (lambda state: state | {"v.1": np.zeros(6)}, r"\(v.1\)"),
+    (lambda state: state | {"v.0": np.zeros((3, 4, 2))}, r"\(v.0\)"),
+    (lambda state: state | {"taken": np.zeros(3, int)}, r"\(taken\)"),
+])
+def test_a_foreign_state_is_refused_and_changes_nothing(spoil, words):
+    optimizer = optim.Adam(parameters())
+    walk(optimizer, range(2))
+    before = optimizer.state_dict()
+    other = optim.Adam(parameters())
+    walk(other, range(3, 6))
+    with pytest.raises(ValueError, match=f"load_state_dict: .*{words}"):
+        optimizer.load_state_dict(spoil(other.state_dict()))
+    after = optimizer.state_dict()
+    assert after.keys() == before.keys()
+    for key, array in before.items():
+        np.testing.assert_array_equal(after[key], array)
+
+
+# a schedule
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("lr", [1.0, 3e-4])
+def test_cosine_falls_from_lr_to_0(steps, lr):
+    values = [optim.cosine(step, steps, lr) for step in range(steps + 1)]
+    assert values[0] == lr and values[-1] == pytest.approx(0, abs=1e-15) and min(values) >= 0
+    assert all(a > b for a, b in zip(values, values[1:]))
+    np.testing.assert_allclose(np.add(values, values[::-1]), lr, rtol=1e-12)     # as far below the half as above
+
+
+def test_cosine_by_hand():
+    assert optim.cosine(50, 100, 0.2) == pytest.approx(0.1)
+    assert optim.cosine(1, 3, 0.2) == pytest.approx(0.15) and optim.cosine(2, 3, 0.2) == pytest.approx(0.05)
+    assert optim.cosine(1, 4, 1.0) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert optim.cosine(99, 100, 1.0) == pytest.approx((math.pi / 100)**2 / 4, rel=1e-3)
+
+
 P = [nn.Parameter(np.ones(3))]
 
 

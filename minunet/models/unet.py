@@ -186,6 +186,19 @@ class UNet(nn.Module):
                              f"not fit the pooling; the nearest sizes that do: {advice}")
         return out[0], out[1]                       # type: ignore[return-value]
 
+    def input_size(self, size: IntOrPair) -> Pair:
+        """The smallest image, (height, width) in px, whose logits have at least this size.
+
+        >>> UNet(1, 2, padding="valid").input_size((380, 388))
+        (572, 572)
+        """
+        size = as_pair(size, "size", 1)
+        if self.config["padding"] == "same":
+            return size
+        depth = self.config["depth"]
+        h, w = (next(m for m in itertools.count(n) if (_valid_size(m, depth) or 0) >= n) for n in size)
+        return h, w
+
     def predict(self, x: np.ndarray) -> np.ndarray:
         """What `output` makes of the logits, as an array (N, OH, OW, classes), in prediction mode."""
         modes = [(module, module.training) for _, module in self.named_modules()]

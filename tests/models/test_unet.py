@@ -88,6 +88,29 @@ def fits_valid(model, n):
         return False
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_input_size_is_the_smallest_image_that_gives_enough(depth):
+    """Against trying every size, one axis at a time."""
+    model = small(padding="valid", depth=depth)
+    fits = next(n for n in range(1, 200) if fits_valid(model, n))
+    answered = {n: model.output_size((n, fits))[0] for n in range(1, 200) if fits_valid(model, n)}
+    for wanted in range(1, 90):
+        smallest = min(n for n, out in answered.items() if out >= wanted)
+        assert model.input_size((wanted, 1)) == (smallest, fits)
+        assert model.input_size((1, wanted)) == (fits, smallest)
+        assert model.input_size(wanted) == (smallest, smallest)
+
+
+def test_input_size_of_the_papers_net_and_of_same_padding():
+    paper = UNet(1, 2, base=1, padding="valid", norm=None)
+    assert paper.input_size((388, 388)) == (572, 572) and paper.input_size((389, 4)) == (588, 188)
+    for size in [(1, 1), (5, 17)]:
+        assert small().input_size(size) == size
+    for padding in CHOICES["padding"]:
+        with pytest.raises(ValueError, match="size"):
+            small(padding=padding).input_size((0, 5))
+
+
 OPTIONS = [
     dict(zip(("padding", "norm", "pool", "up"), values))
     for values in itertools.product(CHOICES["padding"], CHOICES["norm"], CHOICES["pool"], CHOICES["up"])
@@ -286,7 +309,7 @@ def test_memory_returns_without_the_garbage_collector():
 @pytest.mark.parametrize("options", [dict(), dict(padding="valid", norm=None)], ids=["same-batch", "valid"])
 def test_20_steps_of_training_equal_pytorchs(torch, dtype, tolerance, options):
     """The same weights, the same batches, Adam: the losses agree step by step, in the end so do all weights."""
-    from tests.models import torch_unet
+    from benchmarks import torch_unet
 
     config = dict(in_channels=1, classes=1, base=4, depth=2, **options)
     ours = UNet(**config, rng=np.random.default_rng(7)).astype(dtype)

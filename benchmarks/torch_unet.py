@@ -1,9 +1,8 @@
 """The same U-Net in PyTorch, with the same names, so that weights go across by `minunet.interop`."""
 
-import pytest
-
-torch = pytest.importorskip("torch")        # pytest also looks into this file for doctests
-nn, F = torch.nn, torch.nn.functional
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 class DoubleConv(nn.Module):
