@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from minunet import ConvMatrix, Geometry  # noqa: E402
 from minunet.checkpoint import load_checkpoint  # noqa: E402
 from minunet.data.scenes import cell_scene  # noqa: E402
-from minunet.inference import overlay, predict_ids  # noqa: E402
+from minunet.inference import class_ids, overlay, probabilities  # noqa: E402
 
 KERNEL = np.array([[1, 4, 1], [1, 4, 3], [3, 3, 1]], float)
 IMAGE = np.array([[4, 5, 8, 7], [1, 8, 8, 8], [3, 6, 6, 4], [6, 5, 7, 8]], float)
@@ -66,7 +66,7 @@ def main(run, out):
     checkpoint = load_checkpoint(Path(run) / "best.safetensors")
     image, truth = cell_scene(np.random.default_rng(UNSEEN))
     probability = checkpoint.model.predict(checkpoint.normalise(image)[None])[0]
-    prediction = predict_ids(checkpoint, image)
+    prediction = class_ids(probabilities(checkpoint, image))
 
     figure = plt.figure(figsize=SIZE, dpi=100)
     figure.text(0.012, 0.945, "A convolution is a product with a matrix, a transposed convolution the product with its "

@@ -1,4 +1,4 @@
-"""A trained net on disk: one safetensors file with the weights, and the configuration as JSON in its metadata.
+"""A trained net on disk: one safetensors file with the weights, and everything else as JSON in its metadata.
 
 Nothing is unpickled, so a file from anywhere can be opened. A write is atomic: temporary file, fsync, rename.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from minunet.errors import UserError
+from minunet.geometry import Pair
 from minunet.models import UNet
 
-FORMAT = "minunet-1"      # the only key of the metadata: several would be written in an order of chance
+FORMAT = "minunet-1"        # the only key of the metadata: several would be written in an order of chance
+OPTIMIZER = "optimizer/"    # begins the names of the optimizer's arrays
 
 
 @dataclass
 class Checkpoint:
-    """A model, the mean and standard deviation (C,) that its images are normalised with, and what a run notes."""
+    """A model and what its images and answers mean.
+
+    mean, deviation: (C,) of the images it learned from, to normalise with. class_names: one for each class. size: the
+    (H, W) that images are resized to before the net, None for none. notes: what a run writes down, as JSON.
+    optimizer: the optimizer's arrays, in a checkpoint that training can go on from.
+    """
 
     model: UNet
     mean: np.ndarray
     deviation: np.ndarray
-    notes: dict[str, Any]
+    class_names: tuple[str, ...]
+    size: Pair | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, np.ndarray] = field(default_factory=dict)
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """(image − mean) / deviation for (..., C) in 0..1."""
@@ -38,9 +48,10 @@ class Checkpoint:
         """Write the file, or leave what stood there untouched."""
         path = Path(path)
         settings = {"config": self.model.config, "mean": self.mean.tolist(), "deviation": self.deviation.tolist(),
-                    "notes": self.notes}
-        state = {name: np.ascontiguousarray(array) for name, array in self.model.state_dict().items()}
-        data = save(state, metadata={FORMAT: json.dumps(settings)})
+                    "class_names": self.class_names, "size": self.size, "notes": self.notes}
+        state = self.model.state_dict() | {OPTIMIZER + name: array for name, array in self.optimizer.items()}
+        data = save({name: np.asarray(array, order="C") for name, array in state.items()},
+                    metadata={FORMAT: json.dumps(settings)})
         temporary = path.with_name(path.name + ".tmp")
         try:
             with open(temporary, "wb") as file:
@@ -62,7 +73,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             # a foreign file may hold types that NumPy does not have
-            state = {name: file.get_tensor(name) for name in file.keys()} if FORMAT in metadata else {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if FORMAT in metadata else {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is not a checkpoint, or is damaged ({error})") from None
     if FORMAT not in metadata:
@@ -71,10 +82,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         settings = json.loads(metadata[FORMAT])
         model = UNet(**settings["config"])
-        model.load_state_dict(state)
+        model.load_state_dict({name: array for name, array in arrays.items() if not name.startswith(OPTIMIZER)})
         mean, deviation = (np.array(settings[key], np.float32) for key in ("mean", "deviation"))
         if not mean.shape == deviation.shape == (model.config["in_channels"],):
             raise ValueError("the images' mean or deviation has not one number a channel")
-        return Checkpoint(model, mean, deviation, settings["notes"])
+        names, size = tuple(settings["class_names"]), settings["size"]
+        if len(names) != model.config["classes"]:
+            raise ValueError(f"{len(names)} class names for {model.config['classes']} classes")
+        optimizer = {name.removeprefix(OPTIMIZER): array for name, array in arrays.items()
+                     if name.startswith(OPTIMIZER)}
+        return Checkpoint(model, mean, deviation, names, (size[0], size[1]) if size else None, settings["notes"],
+                          optimizer)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the checkpoint's configuration and weights do not fit together ({error})") from None

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minunet import Tensor, UNet
+from minunet import Tensor, UNet, functional, optim
 from minunet.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from minunet.errors import UserError
 
@@ -24,7 +24,9 @@ def made(seed=0, **options):
     model = UNet(rng=rng, **options)
     channels = options["in_channels"]
     model(Tensor(rng.random((2, 20, 20, channels), np.float32)))
-    return Checkpoint(model, rng.random(channels, np.float32), rng.random(channels, np.float32) + 0.1, {"seed": seed})
+    return Checkpoint(model, rng.random(channels, np.float32), rng.random(channels, np.float32) + 0.1,
+                      tuple(f"kind {k}" for k in range(options["classes"])), (7, 9), {"seed": seed},
+                      {"steps": np.array(3), "taken": np.array([3, 2]), "m.0": rng.random((2, 3), np.float32)})
 
 
 @pytest.fixture
@@ -43,6 +45,8 @@ def test_what_is_saved_comes_back_bit_for_bit(path, options):
     loaded = load_checkpoint(path)
     assert loaded.model.config == saved.model.config and options.items() <= loaded.model.config.items()
     assert loaded.notes == saved.notes
+    assert loaded.class_names == saved.class_names and loaded.size == saved.size == (7, 9)
+    assert type(loaded.class_names) is type(loaded.size) is tuple
     for before, after in ((saved.mean, loaded.mean), (saved.deviation, loaded.deviation)):
         assert after.dtype == np.float32
         np.testing.assert_array_equal(after, before)
@@ -52,6 +56,55 @@ def test_what_is_saved_comes_back_bit_for_bit(path, options):
     x = np.random.default_rng(2).random((2, 20, 20, saved.model.config["in_channels"]), np.float32)
     np.testing.assert_array_equal(loaded.normalise(x), saved.normalise(x))
     np.testing.assert_array_equal(loaded.model.predict(x), saved.model.predict(x))
+
+
+def test_the_optimizers_arrays_come_back_as_they_were(path):
+    """With their names, shapes (a number has none), types and bits; and a file without any has none."""
+    saved = made()
+    saved.save(path)
+    loaded = load_checkpoint(path)
+    assert loaded.optimizer.keys() == saved.optimizer.keys()
+    for name, array in saved.optimizer.items():
+        assert (loaded.optimizer[name].shape, loaded.optimizer[name].dtype) == (array.shape, array.dtype), name
+        np.testing.assert_array_equal(loaded.optimizer[name], array)
+    saved.optimizer = {}
+    saved.save(path)
+    assert load_checkpoint(path).optimizer == {}
+
+
+@pytest.mark.parametrize("rule, options", [
+    (optim.Adam, {}), (optim.AdamW, {}), (optim.SGD, {}), (optim.SGD, {"momentum": 0.9}),
+])
+def test_training_goes_on_from_a_file(path, rule, options):
+    """Net and optimizer from the file take the same next steps as those that never left memory."""
+    def steps(model, optimizer, seeds):
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            logits = model(Tensor(rng.random((2, 8, 8, 3), np.float32)))
+            optimizer.zero_grad()
+            functional.cross_entropy(logits, rng.integers(2, size=(2, 8, 8))).backward()
+            optimizer.step()
+
+    saved = made()
+    optimizer = rule(saved.model.parameters(), lr=0.02, **options)
+    steps(saved.model, optimizer, range(3))
+    saved.optimizer = optimizer.state_dict()
+    saved.save(path)
+    loaded = load_checkpoint(path)
+    other = rule(loaded.model.parameters(), lr=0.02, **options)
+    other.load_state_dict(loaded.optimizer)
+    for pair in ((saved.model, optimizer), (loaded.model, other)):
+        steps(*pair, range(3, 6))
+    state = loaded.model.state_dict()
+    for name, array in saved.model.state_dict().items():
+        np.testing.assert_array_equal(state[name], array)
+
+
+def test_without_a_size_there_is_none(path):
+    saved = made()
+    saved.size = None
+    saved.save(path)
+    assert load_checkpoint(path).size is None
 
 
 def test_images_are_normalised_by_mean_and_deviation():
@@ -69,7 +122,7 @@ def test_the_file_is_plain_safetensors_with_json_beside_the_weights(path):
     saved = made()
     saved.save(path)
     with safe_open(path, framework="numpy") as file:
-        assert set(file.keys()) == set(saved.model.state_dict())
+        assert set(file.keys()) == {*saved.model.state_dict(), *(f"optimizer/{name}" for name in saved.optimizer)}
         settings = json.loads(file.metadata()[FORMAT])
     assert settings["config"] == saved.model.config
 
@@ -157,6 +210,11 @@ FAULTS = {
     "an impossible option": (lambda path: rewrite(path, lambda s: s["config"].update(up="cubic")), "up must be"),
     "no configuration": (lambda path: rewrite(path, lambda s: s.pop("config")), "config"),
     "no mean": (lambda path: rewrite(path, lambda s: s.pop("mean")), "mean"),
+    "no class names": (lambda path: rewrite(path, lambda s: s.pop("class_names")), "class_names"),
+    "a class name too many": (lambda path: rewrite(path, lambda s: s["class_names"].append("x")),
+                              "3 class names for 2 classes"),
+    "no size": (lambda path: rewrite(path, lambda s: s.pop("size")), "size"),
+    "no notes": (lambda path: rewrite(path, lambda s: s.pop("notes")), "notes"),
     "words as mean": (lambda path: rewrite(path, lambda s: s.update(mean="grey")), "do not fit"),
     "a mean too many": (lambda path: rewrite(path, lambda s: s["mean"].append(0.5)), "mean or deviation"),
     "a deviation too few": (lambda path: rewrite(path, lambda s: s["deviation"].pop()), "mean or deviation"),

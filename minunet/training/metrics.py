@@ -1,4 +1,4 @@
-"""Figures of a segmentation, from integer counts over all pixels of all images; never a mean of means.
+"""Figures of a segmentation, from integer counts of pixels; over many images the counts are added, never the figures.
 
 Source: Everingham et al., The Pascal visual object classes challenge: a retrospective (2015), for IoU over all pixels
 of a class; Dice, Measures of the amount of ecologic association between species (1945).
@@ -6,11 +6,17 @@ of a class; Dice, Measures of the amount of ecologic association between species
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+PER_CLASS = ("iou", "dice", "precision", "recall")
 
 
 class Confusion:
     """Counts [truth, prediction] of pixels, for ids 0 .. ids − 1. Add images with `add`, then ask for the figures.
+
+    The figures of an id that neither truth nor prediction holds are None.
 
     >>> counts = Confusion(2)
     >>> counts.add(np.array([[0, 1, 1]]), np.array([[0, 1, 0]]))
@@ -34,31 +40,48 @@ class Confusion:
         self.counts += np.bincount(pairs, minlength=ids * ids).reshape(ids, ids)
 
     def iou(self, k: int) -> float | None:
-        """TP / (TP + FP + FN) of the id; None when neither truth nor prediction holds it."""
-        hit, union = self.counts[k, k], self.counts[k].sum() + self.counts[:, k].sum() - self.counts[k, k]
-        return float(hit / union) if union else None
+        """TP / (TP + FP + FN) of the id."""
+        hit = self.counts[k, k]
+        return _ratio(hit, self.counts[k].sum() + self.counts[:, k].sum() - hit)
 
     def dice(self, k: int) -> float | None:
-        """2 TP / (2 TP + FP + FN) of the id; None when neither truth nor prediction holds it."""
-        total = self.counts[k].sum() + self.counts[:, k].sum()
-        return float(2 * self.counts[k, k] / total) if total else None
+        """2 TP / (2 TP + FP + FN) of the id."""
+        return _ratio(2 * self.counts[k, k], self.counts[k].sum() + self.counts[:, k].sum())
 
-    def accuracy(self) -> float:
+    def precision(self, k: int) -> float | None:
+        """TP / (TP + FP) of the id: the share of what was predicted that is right; 0 for what was missed altogether."""
+        return self._share(self.counts[k, k], self.counts[:, k].sum(), k)
+
+    def recall(self, k: int) -> float | None:
+        """TP / (TP + FN) of the id: the share of what is there that was found; 0 for what was made up."""
+        return self._share(self.counts[k, k], self.counts[k].sum(), k)
+
+    def _share(self, hit: np.int64, whole: np.int64, k: int) -> float | None:
+        """hit / whole; None only if nothing holds the id, so that all figures' means are over the same ids."""
+        return _ratio(hit, whole) if whole or self.iou(k) is None else 0.0
+
+    def accuracy(self) -> float | None:
         """The share of pixels whose id is right."""
-        return float(np.trace(self.counts) / max(self.counts.sum(), 1))
+        return _ratio(np.trace(self.counts), self.counts.sum())
 
 
-def scores(counts: Confusion, classes: int) -> dict[str, float | None | list[float | None]]:
-    """IoU and Dice of every class and their means over the classes that occur, and the pixel accuracy.
+def scores(counts: Confusion, classes: int) -> dict[str, Any]:
+    """The pixel accuracy, and IoU, Dice, precision and recall: a mean over the classes that have one, and each one's.
 
-    With one class, that is id 1 (the background has no figure of its own); with more, all ids.
+    With one class, that is id 1 (the background has no figure of its own); with more, all ids. Keys: "accuracy",
+    "iou", ..., "iou_per_class", ...
     """
     ids = [1] if classes == 1 else range(classes)
-    iou, dice = [counts.iou(k) for k in ids], [counts.dice(k) for k in ids]
-    return {"iou": _mean(iou), "dice": _mean(dice), "accuracy": counts.accuracy(), "iou_per_class": iou,
-            "dice_per_class": dice}
+    per_class = {name: [getattr(counts, name)(k) for k in ids] for name in PER_CLASS}
+    return {"accuracy": counts.accuracy(), **{name: mean_of(values) for name, values in per_class.items()},
+            **{f"{name}_per_class": values for name, values in per_class.items()}}
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of(values: list[float | None]) -> float | None:
+    """The mean of those that are not None; None if there are none."""
     present = [v for v in values if v is not None]
     return sum(present) / len(present) if present else None
+
+
+def _ratio(part: np.int64, whole: np.int64) -> float | None:
+    return float(part / whole) if whole else None

@@ -1,9 +1,12 @@
-"""Splits, channel statistics and batches. Tell-tale images, whose pixels say where they are, show what a crop did."""
+"""Samples and datasets: splits, statistics, what is held in memory, and other sizes."""
+
+import threading
 
 import numpy as np
 import pytest
 
-from minunet.data import Batches, Sample, channel_statistics, split
+from minunet.data import Dataset, Sample, channel_statistics, split
+from minunet.data.dataset import Cache, Moments
 from minunet.errors import UserError
 
 
@@ -12,11 +15,23 @@ def generator(seed=0):
 
 
 def numbered(count):
-    return [Sample(str(i), np.zeros((2, 2, 1), np.float32), np.zeros((2, 2), np.uint8)) for i in range(count)]
+    return [Sample.of(str(i), np.zeros((2, 2, 1), np.float32), np.zeros((2, 2), np.uint8)) for i in range(count)]
 
 
 def names(samples):
     return [sample.name for sample in samples]
+
+
+def test_a_sample_of_arrays_gives_them_back():
+    image, mask = np.full((3, 5, 2), 0.5, np.float32), np.ones((3, 5), np.uint8)
+    sample = Sample.of("a", image, mask)
+    assert (sample.name, sample.size) == ("a", (3, 5)) and sample.read() == (image, mask)
+
+
+@pytest.mark.parametrize("classes, names", [(1, ("class",)), (3, ("class 0", "class 1", "class 2"))])
+def test_classes_of_samples_in_memory_have_names(classes, names):
+    dataset = Dataset.of(numbered(2), 1, classes)
+    assert (dataset.channels, dataset.classes, dataset.class_names) == (1, classes, names)
 
 
 # Split
@@ -40,21 +55,40 @@ def test_a_split_is_as_near_to_60_20_20_as_whole_images_allow(count):
     assert abs(len(test) - 0.2 * count) <= 0.5 and len(train) + 2 * len(test) == count
 
 
+@pytest.mark.parametrize("count, validation, test, sizes", [
+    (10, 0.3, 0.1, (6, 3, 1)), (10, 0.1, 0.3, (6, 1, 3)), (10, 0, 0.2, (8, 0, 2)), (10, 0.2, 0, (8, 2, 0)),
+    (10, 0, 0, (10, 0, 0)), (1, 0, 0, (1, 0, 0)), (2, 0.2, 0, (1, 1, 0)), (50, 0.01, 0.99 / 2, (24, 1, 25)),
+    (3, 0.01, 0.01, (1, 1, 1)),
+])
+def test_shares_may_be_given(count, validation, test, sizes):
+    parts = split(numbered(count), generator(), validation, test)
+    assert tuple(map(len, parts)) == sizes
+    assert sorted(names(sum(parts, []))) == sorted(names(numbered(count)))
+
+
 def test_the_generator_decides_the_split():
     samples = numbered(10)
     first, again, other = ([names(part) for part in split(samples, generator(seed))] for seed in (1, 1, 2))
     assert first == again != other
-    in_test = {name for seed in range(60) for name in names(split(samples, generator(seed)).test)}
-    assert in_test == set(names(samples))
+    for part in range(3):
+        seen = {name for seed in range(60) for name in names(split(samples, generator(seed))[part])}
+        assert seen == set(names(samples))
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_split_needs_three_pairs(count):
-    with pytest.raises(UserError, match=f"at least 3 pairs .*; got {count}"):
-        split(numbered(count), generator())
+@pytest.mark.parametrize("count, validation, test, wanted", [
+    (0, 0.2, 0.2, 3), (1, 0.2, 0.2, 3), (2, 0.2, 0.2, 3), (1, 0.2, 0, 2), (1, 0, 0.2, 2), (0, 0, 0, 1),
+    (10, 0.5, 0.5, 3), (10, 0.98, 0, 2),
+])
+def test_something_must_be_left_to_learn_from(count, validation, test, wanted):
+    with pytest.raises(UserError, match=f"at least {wanted} pairs .*got {count} pairs .*{validation} and {test}$"):
+        split(numbered(count), generator(), validation, test)
 
 
 # Statistics
+
+
+def samples_of(*images):
+    return [Sample.of(str(i), image, image[..., 0]) for i, image in enumerate(images)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -62,144 +96,139 @@ def test_statistics_are_over_all_pixels_of_all_images(channels):
     rng = generator()
     images = [rng.normal(0.3 * i, 1 + np.arange(channels), (h, w, channels)).astype(np.float32)
               for i, (h, w) in enumerate([(3, 5), (8, 1), (40, 30)])]
-    mean, deviation = channel_statistics([Sample("", image, image[..., 0] > 0) for image in images])
+    mean, deviation = channel_statistics(samples_of(*images))
     pixels = np.concatenate([image.reshape(-1, channels) for image in images]).astype(np.float64)
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-5)
     np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-5)
     assert mean.dtype == deviation.dtype == np.float32 and mean.shape == deviation.shape == (channels,)
 
 
+def test_statistics_are_of_images_in_0_to_1():
+    rng = generator()
+    bytes_, deep = (rng.integers(0, top, (h, 7, 3)).astype(dtype)
+                    for top, h, dtype in ((256, 9, np.uint8), (65536, 4, np.uint16)))
+    floats = rng.random((5, 5, 3), np.float32)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in (bytes_ / 255, deep / 65535, floats)])
+    mean, deviation = channel_statistics(samples_of(bytes_, deep, floats))
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-6)
+
+
+def test_a_small_deviation_beside_a_great_mean_is_kept():
+    """The difference of E[x²] and E[x]² would lose it."""
+    image = (60000 + np.arange(600 * 500).reshape(600, 500, 1) % 3).astype(np.uint16)
+    mean, deviation = channel_statistics(samples_of(image, image[:100]))
+    pixels = np.concatenate([image.ravel(), image[:100].ravel()]) / 65535
+    np.testing.assert_allclose(mean, pixels.mean(), rtol=1e-6)
+    np.testing.assert_allclose(deviation, pixels.std(), rtol=5e-3)          # float32 pixels are known to 3e-8
+
+
+def test_moments_are_those_of_the_pixels():
+    image = generator().integers(0, 256, (6, 7, 2), dtype=np.uint8)
+    pixels, mean, squares = Moments.of(image)
+    flat = image.reshape(-1, 2) / 255
+    assert pixels == 42 and mean.dtype == squares.dtype == np.float64
+    np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(squares, np.square(flat - flat.mean(0)).sum(0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0, 17, 85, 201, 255])
 def test_a_constant_channel_has_deviation_1(value):
     image = np.full((37, 41, 2), np.float32(value) / 255, np.float32)
     image[::2, :, 1] = 0.123
-    mean, deviation = channel_statistics([Sample("a", image, image[..., 0]), Sample("b", image[:7], image[:7, :, 0])])
-    assert mean[0] == image[0, 0, 0] and deviation[0] == 1 and deviation[1] < 1
+    mean, deviation = channel_statistics(samples_of(image, image[:7]))
+    np.testing.assert_allclose(mean[0], image[0, 0, 0], rtol=1e-6)
+    assert deviation[0] == 1 and deviation[1] < 1
 
 
-# Batches
-
-INDEX, ROW, COLUMN = 0, 1, 2    # what the channels of a tell-tale image hold
+# Cache
 
 
-def code(index, row, column):
-    """A mask's value, from which a pixel in the wrong place would stand out."""
-    return (31 * index + 7 * row + 13 * column + row * column) % 251
+def arrays(count):
+    """A pair of arrays with so many bytes together."""
+    return np.zeros(count - 1, np.uint8), np.zeros(1, np.uint8)
 
 
-def tell_tale(*sizes):
-    """Samples whose pixels hold their image's number, row and column, and whose masks agree."""
-    samples = []
-    for i, (h, w) in enumerate(sizes):
-        index, row, column = np.full((h, w), i), *np.indices((h, w))
-        samples.append(Sample(str(i), np.dstack([index, row, column]).astype(np.float32),
-                              code(index, row, column).astype(np.uint8)))
-    return samples
+def reading(count, reads):
+    def read():
+        reads.append(count)
+        return arrays(count)
+    return read
 
 
-def crops(samples, crop, batch=4, seed=0, epochs=1):
-    """The crops of some epochs: image (H, W, 3) as ints, mask (H, W)."""
-    batches = Batches(samples, crop, batch, generator(seed))
-    return [(image.astype(int), mask) for _ in range(epochs) for images, masks in batches
-            for image, mask in zip(images, masks)]
+def test_a_cache_reads_once_what_fits():
+    cache, reads = Cache(100), []
+    first, again = (cache.get("a", reading(60, reads)) for _ in range(2))
+    assert reads == [60] and again[0] is first[0] and cache.used == 60
 
 
-def orientation(image):
-    """How row and column change to the right and downwards: one of 8 matrices, as a tuple."""
-    right, down = image[0, 1] - image[0, 0], image[1, 0] - image[0, 0]
-    return (*right[1:].tolist(), *down[1:].tolist())
-
-
-ALL_8 = {(1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, 1), (-1, 0, 0, -1),
-         (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0), (0, -1, -1, 0)}
-UPRIGHT_4 = {o for o in ALL_8 if o[0] == 0}     # row stays the same to the right
-
-
-@pytest.mark.parametrize("crop, expected", [((5, 5), ALL_8), ((4, 6), UPRIGHT_4), ((6, 3), UPRIGHT_4)])
-def test_image_and_mask_are_turned_together_in_all_ways_that_fit(crop, expected):
-    seen = set()
-    for image, mask in crops(tell_tale((9, 11), (14, 8), (7, 7)), crop, epochs=12):
-        np.testing.assert_array_equal(mask, code(*np.moveaxis(image, 2, 0)))
-        assert image.shape == (*crop, 3) and mask.shape == crop
-        assert (image[..., INDEX] == image[0, 0, INDEX]).all()
-        # one step right, or down, is the same step in the image everywhere: the crop is a piece of it
-        seen.add(orientation(image))
-        steps = np.array(orientation(image)).reshape(2, 2)
-        for axis, step in ((1, steps[0]), (0, steps[1])):
-            assert (np.diff(image[..., 1:], axis=axis) == step).all()
-    assert seen == expected
-
-
-def test_each_way_is_as_likely():
-    turned = [orientation(image) for image, _ in crops(tell_tale((4, 4)), (4, 4), epochs=800)]
-    assert all(60 < turned.count(o) < 140 for o in ALL_8)
-
-
-def test_every_place_is_reached():
-    drawn = crops(tell_tale((6, 9)), (4, 5), epochs=99)
-    places = {(image[..., ROW].min(), image[..., COLUMN].min()) for image, _ in drawn}
-    assert places == {(row, column) for row in range(3) for column in range(5)}
-
-
-@pytest.mark.parametrize("size, crop", [((5, 3), (8, 8)), ((3, 12), (6, 4)), ((12, 3), (6, 4)), ((1, 1), (4, 4)),
-                                        ((7, 8), (8, 8))])
-def test_smaller_images_are_extended_by_their_edge(size, crop):
-    for image, mask in crops(tell_tale(size), crop, epochs=10):
-        assert image.shape == (*crop, 3)
-        np.testing.assert_array_equal(mask, code(*np.moveaxis(image, 2, 0)))
-        for channel, length in ((ROW, size[0]), (COLUMN, size[1])):
-            values = image[..., channel]
-            line = values[0] if (values == values[0]).all() else values[:, 0]     # the channel changes along one axis
-            np.testing.assert_array_equal(np.sort(line), line if line[0] <= line[-1] else line[::-1])
-            assert len(set(line)) == min(length, len(line))
-            inner = [np.count_nonzero(line == v) for v in set(line) - {0, length - 1}]
-            assert set(inner) <= {1}                                              # only the edge is repeated
-
-
-@pytest.mark.parametrize("sizes, crop, batch, pieces", [
-    ([(4, 4)] * 5, (4, 4), 2, [1, 1, 1, 1, 1]),
-    ([(8, 8), (4, 4), (2, 2)], (4, 4), 4, [4, 1, 1]),
-    ([(9, 11), (12, 8)], (4, 4), 100, [6, 6]),
-    ([(10, 10), (3, 16)], (4, 8), 3, [3, 2]),
-])
-def test_an_epoch_draws_a_crop_for_every_crop_sized_piece(sizes, crop, batch, pieces):
-    batches = Batches(tell_tale(*sizes), crop, batch, generator())
+def test_a_cache_stays_within_its_budget_and_keeps_what_came_first():
+    cache, reads = Cache(100), []
     for _ in range(3):
-        epoch = list(batches)
-        drawn = np.concatenate([images[:, 0, 0, INDEX] for images, _ in epoch]).astype(int)
-        assert np.bincount(drawn).tolist() == pieces
-        full, rest = divmod(sum(pieces), batch)
-        assert [len(images) for images, _ in epoch] == [batch] * full + [rest] * (rest > 0)     # the last one is kept
-        assert len(epoch) == len(batches) and all(len(images) == len(masks) for images, masks in epoch)
+        for key, count in (("a", 60), ("b", 41), ("c", 40), ("d", 2)):
+            image, mask = cache.get(key, reading(count, reads))
+            assert image.nbytes + mask.nbytes == count          # the key's own
+            assert cache.used <= cache.budget
+    assert reads == [60, 41, 40, 2, 41, 2, 41, 2] and cache.used == 100
 
 
-def test_each_epoch_has_an_order_of_its_own():
-    batches = Batches(tell_tale(*[(4, 4)] * 9), (4, 4), 2, generator())
-    orders = {tuple(np.concatenate([images[:, 0, 0, INDEX] for images, _ in batches])) for _ in range(8)}
-    assert len(orders) == 8
+def test_a_cache_of_nothing_reads_always():
+    cache, reads = Cache(0), []
+    assert [len(cache.get("a", reading(5, reads))) for _ in range(3)] == [2, 2, 2] and len(reads) == 3
 
 
-def test_batches_are_float32_images_with_integer_masks():
-    images, masks = next(iter(Batches(tell_tale((8, 8)), (4, 6), 2, generator())))
-    assert images.shape == (2, 4, 6, 3) and images.dtype == np.float32
-    assert masks.shape == (2, 4, 6) and masks.dtype == np.uint8
+def test_two_threads_that_read_the_same_count_it_once():
+    cache, both = Cache(100), threading.Barrier(2)
+
+    def read():
+        both.wait(10)                       # both have missed it before either puts it in
+        return arrays(40)
+    threads = [threading.Thread(target=cache.get, args=("a", read)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.used == 40
 
 
-def test_the_generator_decides_the_batches():
-    samples = tell_tale((9, 9), (8, 10), (20, 20))
-    first, again, other = (crops(samples, (4, 4), seed=seed, epochs=2) for seed in (0, 0, 1))
-    for (image, mask), (same_image, same_mask) in zip(first, again, strict=True):
-        np.testing.assert_array_equal(image, same_image)
-        np.testing.assert_array_equal(mask, same_mask)
-    assert any((a != b).any() for (a, _), (b, _) in zip(first, other))
-    half = len(first) // 2
-    assert any((a != b).any() for (a, _), (b, _) in zip(first[:half], first[half:]))      # each epoch is another one
+# Other sizes
 
 
-def test_the_samples_are_not_changed():
-    samples = tell_tale((9, 9), (3, 3))
-    for image, mask in Batches(samples, (5, 5), 4, generator()):
-        image[:], mask[:] = -1, 255
-    for sample, untouched in zip(samples, tell_tale((9, 9), (3, 3))):
-        np.testing.assert_array_equal(sample.image, untouched.image)
-        np.testing.assert_array_equal(sample.mask, untouched.mask)
+def test_resized_samples_have_the_size_and_the_same_ids():
+    rng = generator()
+    samples = [Sample.of(f"{h}x{w}", rng.integers(0, 256, (h, w, 3), dtype=np.uint8),
+                         rng.choice(np.array([0, 2, 255], np.uint8), (h, w))) for h, w in ((9, 14), (20, 6))]
+    resized = [sample.resized((12, 8)) for sample in samples]
+    assert names(resized) == names(samples) and [sample.size for sample in resized] == [(12, 8)] * 2
+    for sample in resized:
+        image, mask = sample.read()
+        assert image.shape == (12, 8, 3) and image.dtype == np.float32 and 0 <= image.min() < image.max() <= 1
+        assert mask.shape == (12, 8) and mask.dtype == np.uint8 and set(mask.flat) <= {0, 2, 255}
+
+
+def test_a_resized_image_is_the_same_picture():
+    image = np.zeros((8, 8, 1), np.uint8)
+    image[:4, 4:] = 255                                     # the right upper quarter
+    sample = Sample.of("a", image, image[..., 0] // 255)
+    image, mask = sample.resized((4, 2)).read()
+    np.testing.assert_array_equal(mask, [[0, 1], [0, 1], [0, 0], [0, 0]])
+    assert image[0, 1, 0] > 0.6 and max(image[0, 0, 0], image[3, 1, 0]) < 0.4
+
+
+def test_resized_samples_are_held_within_the_budget():
+    reads = []
+    image, mask = np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8)
+
+    def read(name):
+        reads.append(name)
+        return image, mask
+    cache = Cache(4 * 4 * (4 + 1))                          # one resized sample: float32 and a byte
+    samples = [Sample(name, (8, 8), Moments.of(image), b"", lambda name=name: read(name), cache) for name in "ab"]
+    resized = [sample.resized((4, 4)) for sample in samples]
+    assert reads == []
+    for _ in range(3):
+        for sample in resized:
+            sample.read()
+    assert reads == ["a", "b", "b", "b"]
+    samples[0].resized((2, 2)).read()
+    assert reads[-1] == "a"                                 # another size is another thing to hold

@@ -1,0 +1,51 @@
+"""The command `minunet`: the only room that parses arguments and prints.
+
+What a user can get wrong ends in one sentence on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+
+from minunet import __version__
+from minunet.cli import apply, learn, look
+from minunet.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # an overflow ends in a UserError
+            warnings.filterwarnings("ignore", module="PIL")                         # odd tags do no harm
+            arguments.run(arguments)
+            sys.stdout.flush()
+        return 0
+    except UserError as error:
+        complaint = str(error)
+    except MemoryError as error:
+        complaint = (f"there is not enough memory ({error}); use smaller images, or train with a smaller --crop, "
+                     "--batch or --base")
+    except BrokenPipeError:         # the reader of a pipe, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:        # no permission, disk full
+        complaint = f"{error.filename or 'file system'}: {error.strerror or error}"
+    except KeyboardInterrupt as stop:
+        print(f"\nminunet: {str(stop) or 'stopped'}", file=sys.stderr)
+        return 130
+    print(f"minunet: {complaint}", file=sys.stderr)
+    return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="minunet", description="A U-Net for semantic segmentation, from scratch.")
+    parser.add_argument("--version", action="version", version=f"minunet {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for room in (look, learn, apply):
+        room.add_commands(commands)
+    return parser
