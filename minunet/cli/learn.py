@@ -141,7 +141,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     if arguments.out != DEMO or (DEMO / "metrics.json").exists() and "scene 0" not in (
             DEMO / "metrics.json").read_text() + (DEMO / "split.json").read_text():
         _refuse_run(arguments.out, "choose another --out")
-    scenes, epochs = (8, 1) if arguments.quick else (80, 24)
+    scenes, epochs = (8, 1) if arguments.quick else (80, 15)
     images, masks = cell_scenes(np.random.default_rng(0), scenes)
     samples = [Sample.of(f"scene {i}", image, mask) for i, (image, mask) in enumerate(zip(images, masks))]
     config = RunConfig(base=8, depth=3, crop=(128, 128), epochs=epochs, lr=1e-2)
