@@ -179,8 +179,9 @@ def _duplicates(images: list[ImageFacts]) -> list[Problem]:
     problems = []
     for image in images:
         if image.digest in first:
-            problems.append(Problem("twins", f"{image.path}: is the same picture as {first[image.digest]}; remove one, "
-                                             "or figures are too good when one is learned and the other tested", False))
+            problems.append(Problem("duplicate", f"{image.path}: is the same picture as {first[image.digest]}; remove "
+                                                 "one, or figures are too good when one is learned and the other "
+                                                 "tested", False))
         first.setdefault(image.digest, image.path)
     return problems
 

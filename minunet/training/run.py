@@ -236,7 +236,7 @@ class Run:
             norm.momentum = momentum
 
     def _batches(self, purpose: str, epoch: int) -> Generator[Arrays]:
-        """An epoch of batches, normalised, made prefetch of their use."""
+        """An epoch of batches, normalised, made ahead of their use."""
         batches = self.batches.epoch(self._generator(purpose, epoch))
         return prefetch((self.checkpoint.normalise(images), masks) for images, masks in batches)
 
