@@ -154,7 +154,7 @@ class Tensor:
                 raise ValueError(f"backward: a Tensor of shape {self.shape} needs a gradient of that shape; only a "
                                  "single number, such as a loss, can do without")
             gradient = array_module(self.data).ones_like(self.data)
-        dy = as_float(gradient, self.dtype)
+        dy = as_float(gradient, self.dtype, like=self.data)
         if dy.shape != self.shape:
             raise ValueError(f"backward: gradient must have the Tensor's shape {self.shape}; got {dy.shape}")
         if not self.requires_grad:
@@ -166,9 +166,9 @@ class Tensor:
             _walk(self._node, dy)
 
     def _operand(self, other: Any) -> Tensor:
-        """The other operand; constants take this Tensor's dtype."""
+        """The other operand; constants take this Tensor's dtype, numbers and lists its device too."""
         if not isinstance(other, Tensor):
-            return Tensor(as_float(other, self.dtype))
+            return Tensor(as_float(other, self.dtype, like=self.data))
         if other.dtype != self.dtype:
             raise TypeError(f"Tensors of {self.dtype} and {other.dtype} do not mix; convert one with .data.astype")
         return other

@@ -1,47 +1,178 @@
-"""The devices that arrays live on. So far there is one, `cpu`; ops ask here for the module that makes their arrays.
+"""The devices that arrays live on: `cpu` (NumPy), `cuda` (CuPy, a GPU) and `sim` (the simulated GPU).
 
-Every op allocates through `array_module(*its arrays)` and names no array library itself, so that a further device is
-added in this file and not in each op.
+An array of `sim` is a NumPy array of the subclass `SimArray`: it lies in the computer's own memory, but the ops treat
+it as they treat a CuPy array, and launch the same CUDA kernels on it. Ops ask here for the module that makes arrays
+beside theirs (`array_module`) and name no array library themselves.
 """
 
 from __future__ import annotations
 
+import importlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from minunet.errors import UserError
+
+DEVICES = ("cpu", "cuda", "sim")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+class SimArray(np.ndarray):
+    """An array on the simulated GPU. Like a CuPy array it meets its own kind and numbers only, no NumPy array."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        strangers = [i for i in (*inputs, *(options.get("out") or ())) if type(i) is np.ndarray]
+        if strangers:
+            raise TypeError(f"{ufunc.__name__}: one array is on the device sim, another of shape {strangers[0].shape} "
+                            "on cpu; move one with minunet.backend.to_device")
+        if "out" in options:
+            options["out"] = tuple(map(_plain, options["out"]))
+        return _marked(getattr(ufunc, method)(*map(_plain, inputs), **options))
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
+        return _marked(super().__array_function__(function, types, inputs, options))
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, SimArray) else value
+
+
+def _marked(value: Any) -> Any:
+    """A result of NumPy as the simulated GPU's: arrays, numbers too (CuPy's sums are arrays without axes)."""
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_marked, value))
+    return np.asarray(value).view(SimArray) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+class _SimModule:
+    """NumPy, with the results as SimArrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(np, name)
+        if isinstance(value, type) or not callable(value):
+            return value
+        return lambda *inputs, **options: _marked(value(*inputs, **options))
+
+
+sim = _SimModule()
+
+
+@lru_cache(maxsize=1)
+def cupy() -> Any:
+    """The module cupy. Raises UserError, with what to install, where it is missing or finds no GPU."""
+    try:
+        module = importlib.import_module("cupy")
+    except ImportError:
+        raise UserError("the device cuda needs CuPy, which is not installed: pip install 'minunet[gpu]' (CUDA 12) or "
+                        "'minunet[gpu13]' (CUDA 13); without a GPU, --device sim runs the same kernels") from None
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except Exception as error:              # CUDARuntimeError, which exists only with CuPy
+        raise UserError(f"the device cuda needs an NVIDIA GPU and its driver ({error}); without one, --device sim runs "
+                        "the same kernels") from None
+    if count == 0:
+        raise UserError("the device cuda needs an NVIDIA GPU, and the driver sees none (is CUDA_VISIBLE_DEVICES "
+                        "empty?); without one, --device sim runs the same kernels")
+    return module
+
+
+def device_of(*arrays: Any) -> str:
+    """The one device, of `DEVICES`, that all these arrays are on.
+
+    Raises TypeError for arrays on different devices, and for anything that is no array.
+    """
+    found = {_device(array): array.shape for array in arrays}
+    if len(found) > 1:
+        raise TypeError("arrays are on different devices: " + ", ".join(f"{shape} on {device}" for device, shape in
+                                                                        found.items())
+                        + "; move one with minunet.backend.to_device")
+    return next(iter(found), "cpu")
+
+
+def _device(array: Any) -> str:
+    if isinstance(array, SimArray):
+        return "sim"
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    if _is_cupy(array):
+        return "cuda"
+    raise TypeError(f"expected an array, got {type(array).__module__}.{type(array).__qualname__}; convert with "
+                    "numpy.asarray")
+
+
+def _is_cupy(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "cupy"
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether kernels compute on this array: it is on `cuda` or `sim`."""
+    return _device(array) != "cpu"
+
+
+def address(array: Any) -> int:
+    """Where in its device's memory an array begins, in bytes: a part of a larger array may begin anywhere."""
+    return array.data.ptr if _is_cupy(array) else array.ctypes.data
+
+
 def array_module(*arrays: Any) -> Any:
-    """The module (numpy) that allocates beside these arrays. Raises TypeError for anything that is not an array."""
-    for array in arrays:
-        if not isinstance(array, np.ndarray):
-            raise TypeError(
-                f"expected NumPy arrays on the device cpu, got {type(array).__module__}.{type(array).__qualname__}; "
-                "convert with numpy.asarray"
-            )
-    return np
+    """The module that makes arrays beside these: numpy, cupy, or NumPy with SimArrays as results.
+
+    Raises TypeError for arrays on different devices, and for anything that is no array.
+    """
+    return module_of(device_of(*arrays))
 
 
-def as_float(value: Any, dtype: Any = None) -> np.ndarray:
+def module_of(device: str) -> Any:
+    """The array module of a device. Raises ValueError for an unknown one, UserError for cuda without a GPU."""
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
+    return cupy() if device == "cuda" else sim if device == "sim" else np
+
+
+def to_device(array: Any, device: str) -> Any:
+    """The array on a device of `DEVICES`: itself if it is there already, else a copy.
+
+    Raises ValueError for an unknown device, UserError for cuda without a GPU.
+
+    >>> import numpy as np
+    >>> to_device(np.ones(2), "sim")
+    SimArray([1., 1.])
+    """
+    here, xp = _device(array), module_of(device)
+    if here == device:
+        return array
+    host = array.get() if here == "cuda" else _plain(array)
+    return xp.array(host)
+
+
+def as_float(value: Any, dtype: Any = None, like: Any = None) -> Any:
     """value as a float32 or float64 array: of dtype if one is given; else arrays of these stay, all else is float32.
 
-    Raises TypeError for what holds no real numbers (None, complex numbers, text, a Tensor).
+    An array stays on its device; numbers and lists go to that of the array `like`, or to cpu. Raises TypeError for what
+    holds no real numbers (None, complex numbers, text, a Tensor).
     """
-    array = np.asarray(value)
+    is_array = isinstance(value, np.ndarray) or _is_cupy(value)
+    array = value if is_array else np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"expected an array of real numbers, got {type(value).__name__} ({array.dtype}); of a Tensor "
                         "pass .data")
     if dtype is None:
         native = array.dtype.newbyteorder("=")
-        dtype = native if isinstance(value, (np.ndarray, np.generic)) and native in FLOATS else np.float32
-    return array.astype(dtype, copy=False)
+        dtype = native if (is_array or isinstance(value, np.generic)) and native in FLOATS else np.float32
+    array = array.astype(dtype, copy=False)
+    return array if is_array or like is None else to_device(array, device_of(like))
 
 
 def same_dtype(name: str, **arrays: Any) -> None:
-    """Raise TypeError unless these (named) arrays share one floating-point dtype; None stands for an absent one."""
+    """Raise TypeError unless these (named) arrays share one floating-point dtype and one device; None is no array."""
     present = {key: a for key, a in arrays.items() if a is not None}
     if len({a.dtype for a in present.values()}) > 1 or any(a.dtype not in FLOATS for a in present.values()):
         kinds = ", ".join(f"{key} is {a.dtype}" for key, a in present.items())
         raise TypeError(f"{name}: all arrays must be float32 or all float64; {kinds}; convert with .astype")
+    devices = {key: _device(a) for key, a in present.items()}
+    if len(set(devices.values())) > 1:
+        raise TypeError(f"{name}: all arrays must be on one device; "
+                        + ", ".join(f"{key} is on {device}" for key, device in devices.items())
+                        + "; move them with minunet.backend.to_device")

@@ -23,7 +23,7 @@ from minunet.ops import shape
 
 Input = Tensor | np.ndarray
 
-_conv2d = lift(conv.conv2d, conv.conv2d_backward)
+_conv2d = lift(conv.conv2d, conv.conv2d_backward, kink=lambda cache: cache.positive)
 _conv_transpose2d = lift(conv.conv_transpose2d, conv.conv_transpose2d_backward)
 _linear = lift(conv.linear, conv.linear_backward)
 _max_pool2d = lift(pool.max_pool2d, pool.max_pool2d_backward, also=lambda cache: (cache.winners,),
@@ -31,8 +31,9 @@ _max_pool2d = lift(pool.max_pool2d, pool.max_pool2d_backward, also=lambda cache:
 _avg_pool2d = lift(pool.avg_pool2d, pool.avg_pool2d_backward)
 _max_unpool2d = lift(pool.max_unpool2d, pool.max_unpool2d_backward)
 _resample = lift(resample_pair.resample, resample_pair.resample_backward)
-_batch_norm = lift(norm.batch_norm, norm.batch_norm_backward, also=lambda cache: (cache.mean, cache.var))
-_normalize = lift(norm.normalize, norm.normalize_backward)
+_batch_norm = lift(norm.batch_norm, norm.batch_norm_backward, also=lambda cache: (cache.mean, cache.var),
+                   kink=lambda cache: cache.positive)
+_normalize = lift(norm.normalize, norm.normalize_backward, kink=lambda cache: cache.positive)
 _relu = lift(activation.relu, activation.relu_backward, kink=lambda y: y > 0)
 _leaky_relu = lift(activation.leaky_relu, activation.leaky_relu_backward, kink=lambda cache: cache[0] > 0)
 _elu = lift(activation.elu, activation.elu_backward, kink=lambda cache: cache[0] > 0)
@@ -49,25 +50,29 @@ _dice = lift(loss.dice, loss.loss_backward, kink=lambda cache: cache.present)
 
 
 def conv2d(x: Input, w: Input, b: Input | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
-           dilation: IntOrPair = 1) -> Tensor:
+           dilation: IntOrPair = 1, precision: str = "float32", relu: bool = False) -> Tensor:
     """Convolution, y = A x + b with A the `ConvMatrix` of w (as everywhere in deep learning, the kernel unflipped).
 
-    x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F), OH = (H + 2·padding − extent) // stride + 1.
+    x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F), OH = (H + 2·padding − extent) // stride + 1. precision
+    is the `ConvMatrix`'s, also of the gradients: "tf32" and "bf16" for float32 arrays on a GPU. With relu, y is the
+    maximum of this and 0.
 
     >>> conv2d(np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 1))).data.ravel()
     array([9., 9., 9., 9.])
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), chapter 2.
     """
-    return _conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation)
+    return _conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision,
+                   relu=relu)
 
 
 def conv_transpose2d(x: Input, w: Input, b: Input | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
-                     output_padding: IntOrPair = 0, dilation: IntOrPair = 1) -> Tensor:
+                     output_padding: IntOrPair = 0, dilation: IntOrPair = 1, precision: str = "float32") -> Tensor:
     """Transposed convolution, y = Aᵀ x + b with A the matrix of the convolution that it transposes.
 
     x (N, H, W, F), w (KH, KW, C, F), b (C,) -> (N, OH, OW, C): w is the convolution's own weight, so its last axis is
     this op's input. OH = (H − 1)·stride + extent − 2·padding + output_padding, with output_padding below the stride.
+    precision as of `conv2d`.
 
     >>> conv_transpose2d(np.ones((1, 2, 2, 1)), np.ones((2, 2, 1, 1)), stride=1).data[0, :, :, 0]
     array([[1., 2., 1.],
@@ -76,7 +81,8 @@ def conv_transpose2d(x: Input, w: Input, b: Input | None = None, stride: IntOrPa
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), chapter 4.
     """
-    return _conv_transpose2d(x, w, b, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
+    return _conv_transpose2d(x, w, b, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+                             precision=precision)
 
 
 def linear(x: Input, w: Input, b: Input | None = None) -> Tensor:
@@ -136,19 +142,22 @@ def resample(x: Input, size: IntOrPair | None = None, factor: float | tuple[floa
     return _resample(x, size=size, factor=factor, method=method)
 
 
-def batch_norm(x: Input, gamma: Input, beta: Input, eps: float = 1e-5) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def batch_norm(x: Input, gamma: Input, beta: Input, eps: float = 1e-5,
+               relu: bool = False) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """y = γ (x − μ)/√(var + eps) + β with each channel's mean and biased variance; returns y, mean, variance.
 
-    x (..., C), gamma and beta (C,), mean and variance (C,) as arrays.
+    x (..., C), gamma and beta (C,), mean and variance (C,) as arrays. With relu, y is the maximum of this and 0: the
+    same numbers as `relu` of the result, in fewer passes over memory.
 
     Source: Ioffe and Szegedy, Batch normalization (2015), algorithm 1.
     """
-    return _batch_norm(x, gamma, beta, eps=eps)
+    return _batch_norm(x, gamma, beta, eps=eps, relu=relu)
 
 
-def normalize(x: Input, gamma: Input, beta: Input, mean: np.ndarray, var: np.ndarray, eps: float = 1e-5) -> Tensor:
-    """Batch norm in prediction: y = γ (x − mean)/√(var + eps) + β with given statistics (C,)."""
-    return _normalize(x, gamma, beta, mean=mean, var=var, eps=eps)
+def normalize(x: Input, gamma: Input, beta: Input, mean: np.ndarray, var: np.ndarray, eps: float = 1e-5,
+              relu: bool = False) -> Tensor:
+    """Batch norm in prediction: y = γ (x − mean)/√(var + eps) + β with given statistics (C,); relu as of batch_norm."""
+    return _normalize(x, gamma, beta, mean=mean, var=var, eps=eps, relu=relu)
 
 
 def relu(x: Input) -> Tensor:

@@ -9,29 +9,62 @@ Source: the directional check follows Maclaurin, Duvenaud, Adams (HIPS autograd)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet.autograd import Tensor, no_grad, record_kinks
+from minunet.backend import device_of, to_device
 
+# not 0: inputs drawn from default_rng(0) would be drawn again as cotangent, and hide that of a normalisation
+SEED = 1874
 SHRINKS = 3         # how often a step that crosses a kink is made ten times smaller
 
 
 class GradientError(AssertionError):
-    """A gradient differs from the finite difference; the message says where and by how much."""
+    """A gradient differs from the finite difference; the message says where and by how much.
+
+    At `index` of the input at position `input` the gradient is `analytic`, the finite difference `numeric`; `near_kink`
+    says whether the step crosses a kink there.
+    """
+
+    input: int
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+    near_kink: bool
 
 
 @dataclass(frozen=True)
 class GradientReport:
     """What a successful check saw: comparisons made, and the worst error beyond what the rounding of f explains,
-    relative to the gradient's norm (for elements, to its largest element)."""
+    relative to the gradient's norm (for elements, to its largest element).
+
+    by_direction and by_element are the worst errors as measured (None where none was compared so), and rounding the
+    largest part of an error that the rounding of f was allowed to explain, all relative in the same way.
+    """
 
     comparisons: int
     worst_error: float
     tolerance: float
+    by_direction: float | None = None
+    by_element: float | None = None
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that a check saw, right or wrong: the errors are one for each input whose gradient is wrong.
+
+    analytic holds the gradient of every input, numeric its finite differences by element (NaN where none was taken).
+    """
+
+    report: GradientReport
+    errors: list[GradientError]
+    analytic: list[np.ndarray]
+    numeric: list[np.ndarray]
 
 
 def gradcheck(f: Callable[..., Tensor], inputs: Sequence[Any], *, directions: int = 3, elementwise: bool = False,
@@ -41,14 +74,14 @@ def gradcheck(f: Callable[..., Tensor], inputs: Sequence[Any], *, directions: in
 
     Args:
         f: takes one Tensor for each input, returns a Tensor of any shape; must give the same result each time.
-        inputs: arrays, all float64 (recommended) or all float32.
+        inputs: arrays, all float64 (recommended) or all float32, all on one device: f is computed there.
         directions: random directions for each input.
         elementwise: also compare every single element of every input.
         step: h; by default the cube root of the dtype's epsilon (6e-6 for float64, 5e-3 for float32) times the
             input's root mean square, if that is above 1.
         tolerance: allowed error relative to the gradient's norm (for elements, to its largest element); by default
             1e-6 for float64, 1e-2 for float32. The rounding of f, divided by the step, is allowed on top.
-        rng: draws cotangent and directions; by default a generator with the seed 0.
+        rng: draws cotangent and directions; by default a generator with a seed of its own.
 
     Returns a report with the worst relative error. Raises ValueError when f gives two results for one input, inputs
     are not of one floating-point dtype, or nothing would be compared; TypeError when inputs is no list or f's result
@@ -62,74 +95,115 @@ def gradcheck(f: Callable[..., Tensor], inputs: Sequence[Any], *, directions: in
     >>> report.worst_error < 1e-8
     True
     """
+    check = _prepare(f, inputs, directions, elementwise, step, tolerance, rng)
+    for difference in check.differences(directions, elementwise):
+        raise check.error(difference)
+    return check.report()
+
+
+def examine(f: Callable[..., Tensor], inputs: Sequence[Any], *, directions: int = 3, elementwise: bool = True,
+            step: float | None = None, tolerance: float | None = None,
+            rng: np.random.Generator | None = None) -> Examination:
+    """Compare as `gradcheck` does, but to the end, and tell what was seen instead of raising GradientError."""
+    check = _prepare(f, inputs, directions, elementwise, step, tolerance, rng)
+    errors: dict[int, GradientError] = {}
+    for difference in check.differences(directions, elementwise):
+        if difference.input not in errors:
+            errors[difference.input] = check.error(difference)
+    return Examination(check.report(), list(errors.values()), check.gradients, check.numeric)
+
+
+class _Difference(NamedTuple):
+    """A comparison that failed: along a direction, or at one index."""
+
+    input: int
+    analytic: float
+    numeric: float
+    where: np.ndarray | tuple[int, ...]
+
+
+def _prepare(f: Callable[..., Tensor], inputs: Sequence[Any], directions: int, elementwise: bool, step: float | None,
+             tolerance: float | None, rng: np.random.Generator | None) -> _Check:
+    """The border of gradcheck: its arguments looked at, f computed once."""
     if isinstance(inputs, (np.ndarray, Tensor)):
         raise TypeError("gradcheck: inputs must be a list of arrays; got a single one, write [array]")
     if directions < 1 and not elementwise:
         raise ValueError(f"gradcheck: directions must be at least 1, or elementwise True; got {directions}")
-    arrays = [np.asarray(a.data if isinstance(a, Tensor) else a) for a in inputs]
+    given = [a.data if isinstance(a, Tensor) else a for a in inputs]
+    given = [np.asarray(a) if isinstance(a, (list, tuple, int, float, np.generic)) else a for a in given]
+    device = device_of(*given)
+    arrays = [to_device(a, "cpu") for a in given]
     if len({a.dtype for a in arrays}) != 1 or arrays[0].dtype not in (np.float32, np.float64):
         raise ValueError("gradcheck: inputs must be arrays of one dtype, float64 (recommended) or float32; got "
                          + ", ".join(str(a.dtype) for a in arrays))
-    rng = np.random.default_rng(0) if rng is None else rng
-    check = _Check(f, arrays, step, tolerance, rng)
-    for position in range(len(arrays)):
-        for _ in range(directions):
-            check.along(position, rng.standard_normal(arrays[position].shape))
-        if elementwise:
-            for index in np.ndindex(arrays[position].shape):
-                check.element(position, index)
-    return GradientReport(check.comparisons, check.worst, check.tolerance)
+    return _Check(f, arrays, device, step, tolerance, np.random.default_rng(SEED) if rng is None else rng)
 
 
 class _Check:
-    """f at one point with one cotangent: its analytic gradients, and numeric derivatives along any direction."""
+    """f at one point with one cotangent: its analytic gradients, and numeric derivatives along any direction.
 
-    def __init__(self, f: Callable[..., Tensor], arrays: list[np.ndarray], step: float | None,
+    f is computed on the device; everything here is on the CPU.
+    """
+
+    def __init__(self, f: Callable[..., Tensor], arrays: list[np.ndarray], device: str, step: float | None,
                  tolerance: float | None, rng: np.random.Generator):
-        self.f, self.arrays = f, arrays
+        self.f, self.arrays, self.device = f, arrays, device
         dtype = arrays[0].dtype
         self.epsilon = float(np.finfo(dtype).eps)
-        self.step = step
+        self.step, self.rng = step, rng
         self.tolerance = tolerance if tolerance is not None else 1e-6 if dtype == np.float64 else 1e-2
-        self.comparisons, self.worst = 0, 0.0
+        self.comparisons, self.worst, self.rounding = 0, 0.0, 0.0
+        self.measured: dict[bool, float | None] = {False: None, True: None}     # worst by direction, by element
+        self.numeric = [np.full(a.shape, np.nan) for a in arrays]
 
-        tensors = [Tensor(a.copy(), requires_grad=True) for a in arrays]
+        tensors = [self._tensor(a, requires_grad=True) for a in arrays]
         y = f(*tensors)
         if not isinstance(y, Tensor):
             raise TypeError(f"gradcheck: f must return one Tensor; got {type(y).__name__}; of several results pick "
                             "one, as in lambda x: f(x)[0]")
         with no_grad():
-            again = f(*(Tensor(a.copy()) for a in arrays))
-        if not np.array_equal(y.data, again.data, equal_nan=True):
+            again = f(*map(self._tensor, arrays))
+        value = to_device(y.data, "cpu")
+        if not np.array_equal(value, to_device(again.data, "cpu"), equal_nan=True):
             raise ValueError("gradcheck: f gives two different results for the same input; if it draws random numbers "
                              "(dropout), make the generator inside f")
         self.cotangent = rng.standard_normal(y.shape).astype(dtype)
         if y.requires_grad:
-            y.backward(self.cotangent)
-        self.gradients = [np.zeros(a.shape) if t.grad is None else t.grad.astype(np.float64)
+            y.backward(to_device(self.cotangent, device))
+        self.gradients = [np.zeros(a.shape) if t.grad is None else to_device(t.grad, "cpu").astype(np.float64)
                           for t, a in zip(tensors, arrays)]
         # what rounding alone may change in <c, f>: c has random signs, so the errors of f's elements add up as a norm
-        self.noise = 10 * self.epsilon * float(np.linalg.norm(self.cotangent.astype(np.float64) * y.data))
+        self.noise = 10 * self.epsilon * float(np.linalg.norm(self.cotangent.astype(np.float64) * value))
 
-    def along(self, position: int, direction: np.ndarray) -> None:
-        """Compare along a direction; on a difference, look for the element that makes it."""
-        gradient = self.gradients[position]
-        analytic, numeric, h, _ = self._derivatives(position, direction)
-        if not self._agree(analytic, numeric, h, float(np.linalg.norm(gradient))):
-            self._fail(position, self._culprit(position, direction), analytic, numeric)
+    def differences(self, directions: int, elementwise: bool) -> Iterator[_Difference]:
+        """Make all comparisons; those that fail come out."""
+        for position, (x, gradient) in enumerate(zip(self.arrays, self.gradients)):
+            norm, largest = float(np.linalg.norm(gradient)), float(np.abs(gradient).max(initial=0))
+            for _ in range(directions):
+                direction = self.rng.standard_normal(x.shape)
+                analytic, numeric, h, _ = self._derivatives(position, direction)
+                if not self._agree(analytic, numeric, h, norm, by_element=False):
+                    yield _Difference(position, analytic, numeric, direction)
+            for index in np.ndindex(x.shape) if elementwise else ():
+                analytic, numeric, h, _ = self._derivatives(position, self._unit(position, index))
+                self.numeric[position][index] = numeric
+                if not self._agree(analytic, numeric, h, largest, by_element=True):
+                    yield _Difference(position, analytic, numeric, index)
 
-    def element(self, position: int, index: tuple[int, ...]) -> None:
-        """Compare the derivative with respect to one element."""
-        analytic, numeric, h, _ = self._derivatives(position, self._unit(position, index))
-        if not self._agree(analytic, numeric, h, float(np.abs(self.gradients[position]).max(initial=0))):
-            self._fail(position, index, analytic, numeric)
+    def report(self) -> GradientReport:
+        """What the comparisons so far have shown."""
+        return GradientReport(self.comparisons, self.worst, self.tolerance, self.measured[False], self.measured[True],
+                              self.rounding)
 
-    def _agree(self, analytic: float, numeric: float, h: float, scale: float) -> bool:
+    def _agree(self, analytic: float, numeric: float, h: float, scale: float, by_element: bool) -> bool:
         scale = max(scale, abs(numeric))
-        error = float(np.maximum(abs(analytic - numeric) - self.noise / h, 0.0))     # unlike max, carries a NaN on
-        relative = error / scale if scale > 0 else error
+        scale = scale if scale > 0 else 1.0         # also for NaN
+        measured, rounding = abs(analytic - numeric) / scale, self.noise / h / scale
+        relative = float(np.maximum(measured - rounding, 0.0))      # unlike max, carries a NaN on
         self.comparisons += 1
+        self.rounding = max(self.rounding, rounding)
         self.worst = max(self.worst, relative)
+        self.measured[by_element] = float(np.maximum(measured, self.measured[by_element] or 0.0))
         return relative <= self.tolerance           # False for NaN
 
     def _derivatives(self, position: int, direction: np.ndarray) -> tuple[float, float, float, bool]:
@@ -141,7 +215,7 @@ class _Check:
         for _ in range(SHRINKS + 1):
             above, kinks_above = self._value(position, x + h * direction)
             below, kinks_below = self._value(position, x - h * direction)
-            crossed = any(not np.array_equal(a, b) for a, b in zip(kinks_above, kinks_below))
+            crossed = any(bool((a != b).any()) for a, b in zip(kinks_above, kinks_below))
             if not crossed:
                 break
             h /= 10
@@ -154,10 +228,14 @@ class _Check:
     def _value(self, position: int, x: np.ndarray) -> tuple[float, list[Any]]:
         """<c, f> with one input replaced, and the decisions that f's ops made."""
         arrays = list(self.arrays)
-        arrays[position] = x.astype(self.arrays[position].dtype)
+        arrays[position] = np.asarray(x, self.arrays[position].dtype)
         with no_grad(), record_kinks() as kinks:
-            y = self.f(*(Tensor(a) for a in arrays)).data
+            y = to_device(self.f(*map(self._tensor, arrays)).data, "cpu")
         return float((self.cotangent.astype(np.float64) * y).sum()), kinks
+
+    def _tensor(self, array: np.ndarray, requires_grad: bool = False) -> Tensor:
+        """A copy on the device."""
+        return Tensor(to_device(array.copy(), self.device), requires_grad)
 
     def _culprit(self, position: int, direction: np.ndarray) -> tuple[int, ...]:
         """The element found by following, half by half, the part of the direction with the larger discrepancy."""
@@ -173,15 +251,21 @@ class _Check:
             candidates = halves[int(np.argmax(gaps))]
         return tuple(int(i) for i in np.unravel_index(candidates[0], direction.shape)) if direction.size else ()
 
-    def _fail(self, position: int, index: tuple[int, ...], analytic: float, numeric: float) -> None:
+    def error(self, difference: _Difference) -> GradientError:
+        """The error that tells of a difference; along a direction, look for the element that makes it."""
+        position, analytic, numeric, where = difference
+        index = self._culprit(position, where) if isinstance(where, np.ndarray) else where
         at, at_numeric, _, crossed = self._derivatives(position, self._unit(position, index))
         cause = ("The step crosses a kink there (the sign of a ReLU or the winner of a max differs between x + h and "
                  "x − h), which may be the cause" if crossed else "No kink lies within the step")
-        raise GradientError(
+        error = GradientError(
             f"gradcheck: the gradient of input {position} {self.arrays[position].shape} is wrong. At index {index} it "
             f"is {at:.9g} (analytic), the finite difference {at_numeric:.9g} (numeric). The comparison that failed: "
             f"{analytic:.9g} analytic, {numeric:.9g} numeric, tolerance {self.tolerance:g}. {cause}."
         )
+        error.input, error.index, error.analytic, error.numeric = position, index, at, at_numeric
+        error.near_kink = crossed
+        return error
 
     def _unit(self, position: int, index: tuple[int, ...]) -> np.ndarray:
         unit = np.zeros(self.arrays[position].shape)

@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from minunet.backend import on_gpu
 from minunet.checkpoint import Checkpoint
 from minunet.data import IGNORE
 from minunet.data.files import resize_image
 from minunet.errors import UserError
+from minunet.ops.kernels import counts
 
 # Okabe and Ito's palette, told apart by colour-blind eyes too, less its black; then lighter and darker
 _OKABE_ITO = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0],
@@ -45,6 +47,8 @@ def probabilities(checkpoint: Checkpoint, image: np.ndarray) -> np.ndarray:
 
 def class_ids(answer: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """(H, W) uint8 of probabilities (H, W, K): 0 or 1 for one class (by threshold), else the likeliest id."""
+    if on_gpu(answer):
+        return counts.class_ids(answer, threshold)
     if answer.shape[2] == 1:
         return (answer[..., 0] >= threshold).astype(np.uint8)
     return answer.argmax(-1).astype(np.uint8)

@@ -1,17 +1,20 @@
 """Optimizers: each step changes the parameters in place by their gradients. Parameters without a gradient stay.
 
-Every rule is written in its class; g is a parameter's gradient, θ the parameter, η the learning rate lr.
+Every rule is written in its class; g is a parameter's gradient, θ the parameter, η the learning rate lr. On a GPU the
+rules of this file step all parameters in one launch of kernels/optimizer.cu.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from minunet.autograd import Tensor
-from minunet.backend import array_module
+from minunet.backend import array_module, device_of, on_gpu, to_device
+from minunet.ops.kernels import optimizer as kernels
 
 
 class Optimizer:
@@ -38,6 +41,7 @@ class Optimizer:
         self.steps = 0
         self.taken = [0] * len(self.parameters)     # the steps in which each parameter had a gradient
         self.state = {slot: [array_module(p.data).zeros_like(p.data) for p in self.parameters] for slot in self.slots}
+        self._parts: dict[tuple[int, ...], Any] = {}    # of sizes: what each block of a kernel owns
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -47,15 +51,39 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter that has a gradient."""
         self.steps += 1
+        launcher = LAUNCHERS.get(type(self))        # another class has an update of its own
+        on_kernels: dict[np.dtype, list[tuple[Any, ...]]] = {}
         for index, p in enumerate(self.parameters):
             if p.grad is not None:
                 self.taken[index] += 1
-                self.update(p.data, p.grad, self.taken[index], *(self.state[slot][index] for slot in self.slots))
+                arrays = (p.data, p.grad, *(self.state[slot][index] for slot in self.slots))
+                if len({device_of(a) for a in arrays}) > 1:
+                    raise TypeError(f"{type(self).__name__}: parameter {index} is on the device {device_of(p.data)}, "
+                                    "its gradient and what is kept for it on " + ", ".join(map(device_of, arrays[1:]))
+                                    + "; make the optimizer after the model is on its device")
+                if launcher and on_gpu(p.data) and all(a.flags.c_contiguous for a in arrays):
+                    on_kernels.setdefault(p.data.dtype, []).append((self.taken[index], *arrays))
+                else:
+                    self.update(p.data, p.grad, self.taken[index], *arrays[2:])
+        for rows in on_kernels.values():
+            assert launcher is not None
+            taken, theta, *others = map(list, zip(*rows))
+            launcher(self, taken, self._parts_of(theta), theta, *others)
+
+    def _parts_of(self, theta: list[Any]) -> Any:
+        """What each block of a launch for these parameters owns; made once for the same sizes."""
+        sizes = tuple(a.size for a in theta)
+        if sizes not in self._parts:
+            if len(self._parts) == 16:
+                self._parts.clear()
+            self._parts[sizes] = kernels.parts_of(sizes, device_of(*theta))
+        return self._parts[sizes]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all that the next steps depend on, but the settings: "steps", "taken", and "m.0", "m.1", ..."""
         state = {"steps": np.array(self.steps), "taken": np.array(self.taken)}
-        state.update({f"{slot}.{i}": array.copy() for slot in self.slots for i, array in enumerate(self.state[slot])})
+        state.update({f"{slot}.{i}": to_device(array, "cpu") if on_gpu(array) else array.copy()
+                      for slot in self.slots for i, array in enumerate(self.state[slot])})
         return state
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
@@ -63,15 +91,16 @@ class Optimizer:
 
         Raises ValueError, before anything is changed, when a name or a shape differs.
         """
-        own = self.state_dict()
-        wrong = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
+        own = {"steps": (), "taken": (len(self.taken),),
+               **{f"{slot}.{i}": array.shape for slot in self.slots for i, array in enumerate(self.state[slot])}}
+        wrong = sorted(set(own) ^ set(state)) or [name for name in own if own[name] != state[name].shape]
         if wrong:
             raise ValueError(f"load_state_dict: the state is not that of {type(self).__name__} with these parameters "
                              f"({', '.join(wrong[:4])})")
         self.steps, self.taken = int(state["steps"]), state["taken"].tolist()
         for slot in self.slots:
             for i, array in enumerate(self.state[slot]):
-                array[...] = state[f"{slot}.{i}"]
+                array[...] = to_device(state[f"{slot}.{i}"], device_of(array))
 
     def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
         """One parameter's step, its t-th, in place."""
@@ -162,6 +191,22 @@ class AdamW(Adam):
         """θ shrinks by itself; the gradient stays."""
         theta *= 1 - self.lr * self.weight_decay
         return g
+
+
+def _launch_sgd(self: SGD, taken: list[int], parts: Any, theta: list[Any], g: list[Any], velocity: list[Any]) -> None:
+    kernels.sgd(theta, g, velocity, parts, self.lr, self.momentum, self.nesterov, self.weight_decay)
+
+
+def _launch_adam(self: Adam, taken: list[int], parts: Any, *tables: list[Any]) -> None:
+    kernels.adam(tables, parts, taken, self.lr, self.betas, self.eps, decay=self.weight_decay, shrink=0.0)
+
+
+def _launch_adamw(self: AdamW, taken: list[int], parts: Any, *tables: list[Any]) -> None:
+    kernels.adam(tables, parts, taken, self.lr, self.betas, self.eps, decay=0.0, shrink=self.lr * self.weight_decay)
+
+
+# On a GPU, one launch for all parameters: by the class itself, as a class derived from it may change the rule.
+LAUNCHERS: dict[type[Optimizer], Callable[..., None]] = {SGD: _launch_sgd, Adam: _launch_adam, AdamW: _launch_adamw}
 
 
 def cosine(step: int, steps: int, lr: float) -> float:

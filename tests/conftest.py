@@ -3,6 +3,9 @@
 import pytest
 from hypothesis import settings
 
+from minunet import backend
+from minunet.errors import UserError
+
 settings.register_profile("minunet", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("minunet")
 
@@ -13,3 +16,14 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+@pytest.fixture(scope="session", params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """A device that runs kernels: the simulated GPU, and with `pytest -m gpu` a real one."""
+    if request.param == "cuda":
+        try:
+            backend.cupy()
+        except UserError as error:
+            pytest.skip(str(error))
+    return request.param

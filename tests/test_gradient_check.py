@@ -1,6 +1,7 @@
 """gradcheck: passes what is right, catches planted faults and says where, tells kinks from faults."""
 
 import itertools
+import pickle
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 
 from minunet import Tensor, functional, gradcheck
 from minunet.autograd import lift
-from minunet.gradient_check import GradientError
+from minunet.gradient_check import SEED, GradientError, examine
 from minunet.ops import conv, norm
 from tests.strategies import cases, seeds
 
@@ -206,7 +207,7 @@ def test_a_single_wrong_element_is_named(dtype, elementwise, wrong):
     op = with_backward(lambda a, b: (a * b, (a, b)), lambda dy, cache: (dy * cache[1], dy * cache[0]), spoil)
     arrays = [normal(20, 3, 30, dtype=dtype, seed=3), normal(20, 3, 30, dtype=dtype, seed=1)]
     # the gradient is arrays[0] times the cotangent, the first numbers that the default generator draws
-    right = arrays[0][index] * np.random.default_rng(0).standard_normal((20, 3, 30))[index]
+    right = arrays[0][index] * np.random.default_rng(SEED).standard_normal((20, 3, 30))[index]
     message = message_of(op, arrays, elementwise=elementwise, directions=0 if elementwise else 3)
     position, at, analytic, numeric = figures(message)
     assert (position, at) == (1, index) and f"input 1 {arrays[1].shape}" in message
@@ -246,6 +247,52 @@ def test_an_element_by_itself_is_compared_with_the_largest_one():
 
     x = np.concatenate([[1.0], np.full(1000, 2.0)])
     assert figures(message_of(spoiled_square(spoil), [x], elementwise=True, directions=0))[1] == (0,)
+
+
+def test_the_error_says_in_numbers_what_its_message_says():
+    wrong = with_backward(lambda a, b: (a * b, (a, b)), lambda dy, cache: (dy * cache[1], dy * cache[0]),
+                          lambda da, db: (da, 3 * db))
+    arrays = [normal(3, 4), normal(3, 4, seed=1)]
+    with pytest.raises(GradientError) as caught:
+        gradcheck(wrong, arrays)
+    error = caught.value
+    assert figures(str(error))[:2] == (error.input, error.index) and error.input == 1
+    np.testing.assert_allclose(figures(str(error))[2:], (error.analytic, error.numeric), rtol=1e-8)
+    assert abs(error.analytic / error.numeric - 3) < 1e-6 and error.near_kink is False
+    assert pickle.loads(pickle.dumps(error)).index == error.index
+
+
+def test_an_examination_goes_on_to_the_end():
+    """Both wrong inputs are told, once each, as gradcheck tells of them; the right one between them is not."""
+    product = with_backward(lambda a, b, c: (a * b * c, (a, b, c)),
+                            lambda dy, k: (dy * k[1] * k[2], dy * k[0] * k[2], dy * k[0] * k[1]),
+                            lambda da, db, dc: (2 * da, db, -dc))
+    arrays = [normal(2, 3, seed=i) for i in range(3)]
+    found = examine(product, arrays)
+    assert [error.input for error in found.errors] == [0, 2]
+    assert str(found.errors[0]) == message_of(product, arrays)
+    assert found.report.comparisons == 3 * (3 + 6)
+    for analytic, numeric, factor in zip(found.analytic, found.numeric, (2, 1, -1), strict=True):
+        np.testing.assert_allclose(analytic, factor * numeric, rtol=1e-6)
+    assert abs(found.report.by_element - 2) < 1e-6             # c's gradient is -1 times the right one
+    assert np.isnan(examine(product, arrays, elementwise=False).numeric).all()
+
+
+def test_an_examination_of_what_is_right_is_gradchecks_report():
+    arrays = [normal(2, 3), normal(3, seed=1)]
+    found = examine(lambda x, y: x * y * y, arrays)
+    assert found.errors == [] and found.report == gradcheck(lambda x, y: x * y * y, arrays, elementwise=True)
+
+
+@DTYPES
+def test_the_measured_errors_are_told(dtype):
+    """worst_error is what is left of them when the rounding is taken off."""
+    report = gradcheck(functional.sigmoid, [normal(5, dtype=dtype)], elementwise=True)
+    assert 0 < report.by_direction < report.tolerance and 0 < report.by_element < report.tolerance
+    assert report.worst_error <= max(report.by_direction, report.by_element)
+    assert 0 < report.rounding < (1e-7 if dtype == np.float64 else 1e-1)
+    assert gradcheck(functional.sigmoid, [normal(5)]).by_element is None
+    assert gradcheck(functional.sigmoid, [normal(5)], directions=0, elementwise=True).by_direction is None
 
 
 # kinks

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 LEVELS = {
     "geometry": 0, "backend": 0, "parallel": 0, "errors": 0,
-    "cuda": 1, "simulator": 1,
+    "cuda": 1, "simulator": 1, "nvrtc": 1,
     "convolution": 2,
     "ops": 3,
     "autograd": 4,

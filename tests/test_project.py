@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LINK = re.compile(r"""\]\(([^)\s]+)|<(?:img|a)\b[^>]*?(?:src|href)=["']([^"']+)""")
 TEXTS = {".md", ".py", ".cfg", ".toml", ".sh", ".cu", ".cuh", ".h", ".html", ".csv", ".json", ".txt"}
+NESTED = {"kernels", "bench"}          # commands that have commands of their own
 OPERATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -67,7 +68,9 @@ def test_commands_in_the_pages_parse(name, capsys):
     for arguments in commands(markdown):
         parse(arguments)
     for mention in re.findall(r"`minunet ([a-z][^`]*)`", markdown):
-        options = set(re.findall(r"--[a-z][\w-]*", parse([mention.split()[0], "--help"])))
+        words = mention.split()
+        within = 2 if words[0] in NESTED and len(words) > 1 and words[1].isalpha() else 1
+        options = set(re.findall(r"--[a-z][\w-]*", parse([*words[:within], "--help"])))
         assert set(re.findall(r"--[a-z][\w-]*", mention)) <= options, f"{name}: minunet {mention}"
 
 

@@ -23,8 +23,11 @@ import zipfile
 
 source, wheel = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 names = set(zipfile.ZipFile(wheel).namelist())
-missing = {path.relative_to(source).as_posix() for path in (source / "minunet").rglob("*.py")} - names
-assert not missing, f"{wheel.name} lacks {sorted(missing)}: is there an __init__.py beside each?"
+wanted = {path.relative_to(source).as_posix() for path in (source / "minunet").rglob("*") if path.suffix in {".py", ".h"}}
+for room in ("kernels", "benchmarks"):      # beside the package in a checkout, inside it when installed
+    wanted |= {f"minunet/{room}/{path.name}" for path in (source / room).iterdir() if path.suffix in {".cu", ".cuh", ".py"}}
+missing = wanted - names
+assert not missing, f"{wheel.name} lacks {sorted(missing)}: does setup.cfg list their folders?"
 others = {name for name in names if not name.startswith(("minunet/", "minunet-")) or "/test" in name}
 assert not others, f"{wheel.name} should hold the package alone, it also has {sorted(others)}"
 assert any(name.endswith("/LICENSE") for name in names), f"{wheel.name} has no LICENSE"
@@ -37,8 +40,14 @@ cd "$work/elsewhere"
 "$work/venv/bin/minunet" --help >help.txt
 "$work/venv/bin/minunet" demo --quick --out demo
 compgen -G "demo/*.png" || { echo "minunet demo --out DIR left no picture (*.png) in DIR" >&2; exit 1; }
-"$python" -c "
-import sys, minunet
-print(minunet.ConvMatrix)
+"$work/venv/bin/minunet" kernels >kernels.txt
+"$work/venv/bin/minunet" bench --help >bench.txt
+MINUNET_CACHE="$work/cache" "$python" -c "
+import sys, numpy, minunet
+from minunet.backend import to_device
+weight, x = (numpy.ones(shape, numpy.float32) for shape in ((3, 3, 4, 4), (1, 4, 4, 4)))
+A = minunet.ConvMatrix(to_device(weight, 'sim'), minunet.Geometry(3), (4, 4))       # compiles the wheel's own kernels
+assert ((A @ to_device(x, 'sim')) == 36).all()
+print(A)
 assert minunet.__file__.startswith(sys.prefix), f'imported from {minunet.__file__}, not from the wheel'
 "

@@ -11,7 +11,8 @@ import sys
 import warnings
 
 from minunet import __version__
-from minunet.cli import apply, learn, look
+from minunet.cli import apply, bench, kernels, learn, look
+from minunet.cuda import KernelError
 from minunet.errors import UserError
 
 
@@ -21,11 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # an overflow ends in a UserError
             warnings.filterwarnings("ignore", module="PIL")                         # odd tags do no harm
-            arguments.run(arguments)
+            code: int | None = arguments.run(arguments)
             sys.stdout.flush()
-        return 0
+        return code or 0
     except UserError as error:
         complaint = str(error)
+    except KernelError as error:
+        complaint = f"a CUDA kernel failed: {error}"
     except MemoryError as error:
         complaint = (f"there is not enough memory ({error}); use smaller images, or train with a smaller --crop, "
                      "--batch or --base")
@@ -46,6 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minunet", description="A U-Net for semantic segmentation, from scratch.")
     parser.add_argument("--version", action="version", version=f"minunet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (look, learn, apply):
+    for room in (look, learn, apply, kernels, bench):
         room.add_commands(commands)
     return parser

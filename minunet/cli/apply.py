@@ -17,6 +17,7 @@ from minunet.cli.values import (
     add_device,
     add_mask_options,
     counted,
+    device_options,
     look_at,
     make_folder,
     mask_options,
@@ -76,6 +77,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     names = dict(enumerate(checkpoint.class_names))
     legend = {} if classes == 1 else ({k: names[k] for k in list(names)[1:]} if only is None else {colour: names[only]})
     make_folder(arguments.out)
+    checkpoint.model.to(**device_options(arguments))
     nothing = 0             # images in which the net found nothing
     for name, path in tqdm(files.items(), unit="image", dynamic_ncols=True):
         image = unit(read_image(path, channels))
@@ -150,6 +152,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     classes = checkpoint.model.config["classes"]
     if arguments.threshold is not None and classes > 1:
         raise UserError(f"--threshold is for one class, and this net has {classes}, of which the likeliest is taken")
+    checkpoint.model.to(**device_options(arguments))
     options = mask_options(arguments, MaskOptions.of(checkpoint.notes.get("masks", {})))
     found = look_at(arguments.images, arguments.masks, options, classes)
     found.stop()

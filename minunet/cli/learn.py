@@ -19,6 +19,7 @@ from minunet.cli.values import (
     add_model_options,
     class_words,
     counted,
+    device_options,
     figure,
     look_at,
     make_folder,
@@ -83,6 +84,7 @@ def add_commands(commands: Commands) -> None:
     demo.set_defaults(run=_demo)
     demo.add_argument("--out", type=Path, default=DEMO, metavar="DIR", help="(%(default)s, made anew each time)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, to see that everything works")
+    add_device(demo)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -103,7 +105,7 @@ def _train(arguments: argparse.Namespace) -> None:
         schedule=arguments.schedule, loss=arguments.loss, seed=arguments.seed, test_split=test_split,
         val_split=defaults.val_split if arguments.val_split is None else arguments.val_split,
         **model_options(arguments))
-    options, cache = mask_options(arguments), arguments.cache << 20
+    options, cache, where = mask_options(arguments), arguments.cache << 20, device_options(arguments)
     init = load_checkpoint(arguments.init) if arguments.init and not arguments.resume else None
     found = look_at(arguments.images, arguments.masks, options)
     found.stop()
@@ -115,7 +117,8 @@ def _train(arguments: argparse.Namespace) -> None:
         # each folder's part of the memory is as its part of the pixels
         cache = cache * found.nbytes // (found.nbytes + surveys[1].nbytes)
         validation = dataset_of(surveys[1], options, (arguments.cache << 20) - cache, found.channels)
-    run = Run(dataset_of(found, options, cache), folder, config, validation, options, init, arguments.resume)
+    run = Run(dataset_of(found, options, cache), folder, config, validation, options, init, arguments.resume,
+              **where)
     print_reading(surveys, sys.stdout)
     if own_validation:
         _note_shared(*surveys)
@@ -146,7 +149,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     samples = [Sample.of(f"scene {i}", image, mask) for i, (image, mask) in enumerate(zip(images, masks))]
     config = RunConfig(base=8, depth=3, crop=(128, 128), epochs=epochs, lr=1e-2)
     dataset = Dataset.of(samples, channels=1, classes=1)
-    _run(Run(dataset, arguments.out, config), images.nbytes + masks.nbytes)
+    _run(Run(dataset, arguments.out, config, **device_options(arguments)), images.nbytes + masks.nbytes)
 
 
 def _run(run: Run, cache_bytes: int, advice: str = "") -> None:
@@ -156,6 +159,8 @@ def _run(run: Run, cache_bytes: int, advice: str = "") -> None:
     print(f"{counted(len(parts.train), 'image')} to learn from, {len(parts.validation)} to validate, "
           f"{len(parts.test)} to test; {counted(run.dataset.channels, 'channel')}, "
           f"{class_words(run.checkpoint.model, run.dataset.class_names)}")
+    if run.device != "cpu":
+        print(f"on the device {run.device}, products in {run.precision}")
     print(f"{counted(config.epochs, 'epoch')} of {counted(len(run.batches), 'step')}; memory: about "
           f"{run.training_bytes / MIB:,.0f} MiB for a step, {run.prediction_bytes / MIB:,.0f} MiB to predict the "
           f"largest image, {min(run.image_bytes, cache_bytes) / MIB:,.0f} MiB of images held")

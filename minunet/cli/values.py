@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from minunet.backend import DEVICES
+from minunet.cuda import resolve
 from minunet.data import MaskOptions, Survey, survey
 from minunet.data.files import CHANNELS
 from minunet.errors import UserError
@@ -178,9 +180,22 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"norm": norm, **{name: getattr(arguments, name) for name in names_of}}
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where to compute."""
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="where to compute (%(default)s)")
+def add_device(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+    """Where to compute, and how exactly."""
+    parser.add_argument("--device", choices=(*DEVICES, "auto"), default="auto", help="where to compute: cuda is a GPU, "
+                        "sim a simulated one (slow), auto a GPU if there is one, else cpu (%(default)s)")
+    if precision:
+        parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32", help="of the "
+                            "convolutions' products; tf32 and bf16 are for a GPU's tensor cores (%(default)s)")
+
+
+def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_device`, by the names of `Module.to`'s arguments. Raises UserError for what cannot be."""
+    device = resolve(arguments.device)
+    if device == "cpu" and arguments.precision != "float32":
+        raise UserError(f"--precision {arguments.precision} is for the tensor cores of a GPU, and this computes on "
+                        "cpu; leave it out, or choose --device cuda or sim")
+    return {"device": device, "precision": arguments.precision}
 
 
 def look_at(images: Path, masks: Path, options: MaskOptions, classes: int | None = None) -> Survey:
@@ -192,14 +207,21 @@ def look_at(images: Path, masks: Path, options: MaskOptions, classes: int | None
         return survey(images, masks, options, classes, on_read)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "--out") -> None:
     """Make the folder for the results before the work begins, so that none is lost."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: --out must be a folder, and there is a file of this name in the way") from None
+        raise UserError(f"{path}: {option} must be a folder, and there is a file of this name in the way") from None
     if not os.access(path, os.W_OK):
-        raise UserError(f"{path}: cannot be written to; choose another --out")
+        raise UserError(f"{path}: cannot be written to; choose another {option}")
+
+
+def picture(path: Path, option: str) -> None:
+    """Refuse, before the work begins, a file that no picture can be written to; make its folder."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf") or path.is_dir():
+        raise UserError(f"{option}: must be a file that ends in .png, .svg or .pdf; got {path}")
+    make_folder(path.resolve().parent, f"the place of {option}")
 
 
 def counted(count: int, one: str, more: str = "") -> str:

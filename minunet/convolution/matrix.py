@@ -6,7 +6,15 @@
 | input gradient | dx = Aᵀ dy | dx = A dy |
 | weight gradient | weight_grad(x, dy) | weight_grad(dy, x) |
 
-Which algorithm computes the products is decided here and nowhere else. So far there is one, `im2col`.
+Which algorithm computes the products is decided here and nowhere else:
+
+| device | algorithm | |
+|---|---|---|
+| cpu | im2col | column matrix by blocks, NumPy's matrix product |
+| cuda, sim | direct | one thread an output |
+| | im2col | column matrix and back by kernels, the array library's matrix product |
+| | implicit | matrix product in shared-memory tiles, the column matrix never stored |
+| | tensorcore | the same on tensor cores, operands rounded to TF32 or BF16 |
 """
 
 from __future__ import annotations
@@ -16,13 +24,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from minunet.backend import as_float
-from minunet.convolution import im2col
+from minunet.backend import array_module, as_float, device_of, to_device
+from minunet.convolution import im2col, kernels, tensor_cores
 from minunet.convolution.explicit import sparse_matrix
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
 
-ALGORITHMS = ("auto", "im2col")
-PRECISIONS = ("float32", "float64")
+ALGORITHMS = {"cpu": ("auto", "im2col"), "gpu": ("auto", "direct", "im2col", "implicit", "tensorcore")}
+PRECISIONS = {"cpu": ("float32", "float64"), "gpu": ("float32", "float64", "tf32", "bf16")}
 DENSE_LIMIT = 1 << 28       # elements; 1 GiB in float32, 2 in float64
 
 
@@ -35,14 +43,16 @@ class ConvMatrix:
         weight: (KH, KW, C, F), float32 or float64; other numbers are converted to `precision`.
         geometry: kernel (KH, KW), stride, padding and dilation.
         size: (H, W) of the images in px.
-        algorithm: "im2col" (any geometry), or "auto" for the fastest that fits (so far the same).
-        precision: how float32 numbers are multiplied; "float64" computes everything in float64. A float64 weight
-            always computes in float64.
+        algorithm: one of the table above for the weight's device, or "auto" for the fastest that fits.
+        precision: how float32 numbers are multiplied; "tf32" and "bf16" round the operands and add up in float32 on
+            the tensor cores of a GPU (what does not fit those is computed in float32); "float64" computes everything
+            in float64. A float64 weight always computes in float64.
 
-    Images are (N, H, W, C), or one image as a flat vector of H·W·C numbers; they are converted to the matrix's dtype.
+    Images are (N, H, W, C), or one image as a flat vector of H·W·C numbers, on the weight's device; they are converted
+    to the matrix's dtype.
 
     Raises ValueError for a weight or image whose shape does not fit, an unknown algorithm or precision, a window
-    larger than the padded image. For every x and y:
+    larger than the padded image; TypeError for an image on another device. For every x and y:
 
         <y, A @ x> = <A.T @ y, x> = <weight, A.weight_grad(x, y)>
 
@@ -62,14 +72,18 @@ class ConvMatrix:
 
     def __init__(self, weight: np.ndarray, geometry: Geometry, size: IntOrPair, algorithm: str = "auto",
                  precision: str = "float32"):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} on the device cpu; got {precision!r}")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} on the device cpu; got {algorithm!r}")
+        weight = as_float(weight)
+        self.device = device_of(weight)
+        kind = "cpu" if self.device == "cpu" else "gpu"
+        for name, value, choices in (("precision", precision, PRECISIONS[kind]),
+                                     ("algorithm", algorithm, ALGORITHMS[kind])):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)} on the device {self.device}; got "
+                                 f"{value!r}")
         if not isinstance(geometry, Geometry):
             raise TypeError(f"geometry must be a Geometry, such as Geometry(kernel=3); got {type(geometry).__name__}")
         weight = as_float(weight, precision if precision == "float64" else None)
-        self.weight = np.ascontiguousarray(weight)
+        self.weight = array_module(weight).ascontiguousarray(weight)
         self.geometry = geometry
         self.size: Pair = as_pair(size, "size", 1)
         if weight.ndim != 4 or weight.shape[:2] != geometry.kernel or 0 in weight.shape:
@@ -78,7 +92,8 @@ class ConvMatrix:
                 f"its shape is {weight.shape}"
             )
         self.out_size: Pair = geometry.output_size(self.size)
-        self.algorithm = "im2col" if algorithm == "auto" else algorithm
+        self.precision = str(self.dtype) if self.dtype == np.float64 else precision
+        self.algorithm = self._choose(algorithm)
 
     @property
     def dtype(self) -> np.dtype:
@@ -98,9 +113,21 @@ class ConvMatrix:
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """A x: (N, H, W, C) -> (N, OH, OW, F), or a vector of H·W·C numbers -> OH·OW·F numbers."""
+        return self.affine(x)
+
+    def affine(self, x: Any, b: np.ndarray | None = None, relu: bool = False) -> np.ndarray:
+        """A x + b with one number of b (F,) for each filter, or the maximum of this and 0, made where it is stored."""
         x = as_float(x, self.dtype)
-        result = self._forward(self._image(x, "x", of_inputs=True))
-        return result.ravel() if x.ndim == 1 else result
+        image = self._image(x, "x", of_inputs=True)
+        if self.device == "cpu":
+            y = im2col.forward(self.weight, self.geometry, image)
+            y = y if b is None else _add(y, b)
+            y = np.maximum(y, 0, out=y) if relu else y
+        elif self.algorithm == "tensorcore":
+            y = tensor_cores.forward(self.weight, self.geometry, image, b, relu, precision=self.precision)
+        else:
+            y = kernels.forward(self.weight, self.geometry, image, b, relu, algorithm=self.algorithm)
+        return y.ravel() if x.ndim == 1 else y
 
     def weight_grad(self, x: Any, y: Any) -> np.ndarray:
         """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
@@ -108,11 +135,15 @@ class ConvMatrix:
         y = self._image(as_float(y, self.dtype), "y", of_inputs=False)
         if len(x) != len(y):
             raise ValueError(f"weight_grad: x holds {len(x)} images and y {len(y)}; both must hold the same number")
-        return im2col.weight_grad(self.geometry, x, y)
+        if self.device == "cpu":
+            return im2col.weight_grad(self.geometry, x, y)
+        if self.algorithm == "tensorcore":
+            return tensor_cores.weight_grad(self.geometry, x, y, precision=self.precision)
+        return kernels.weight_grad(self.geometry, x, y, algorithm=self.algorithm)
 
     def sparse(self) -> scipy.sparse.csr_array:
-        """A as a scipy.sparse matrix in compressed sparse rows, shape (OH·OW·F, H·W·C)."""
-        return sparse_matrix(self.weight, self.geometry, self.size)
+        """A as a scipy.sparse matrix (on the CPU) in compressed sparse rows, shape (OH·OW·F, H·W·C)."""
+        return sparse_matrix(to_device(self.weight, "cpu"), self.geometry, self.size)
 
     def dense(self) -> np.ndarray:
         """A as an array, (OH·OW·F, H·W·C). Raises ValueError above 2^28 elements."""
@@ -128,14 +159,34 @@ class ConvMatrix:
         return (
             f"ConvMatrix {self.shape}: {self.size[0]}x{self.size[1]}x{c} -> {self.out_size[0]}x{self.out_size[1]}x{f}, "
             f"kernel {g.kernel[0]}x{g.kernel[1]}, stride {one(g.stride)}, padding {one(g.padding)}, "
-            f"dilation {one(g.dilation)}, {self.algorithm}, {self.dtype}"
+            f"dilation {one(g.dilation)}, {self.algorithm}, {self.precision}"
+            + ("" if self.device == "cpu" else f", on {self.device}")
         )
 
-    def _forward(self, x: np.ndarray) -> np.ndarray:
-        return im2col.forward(self.weight, self.geometry, x)
+    def _choose(self, algorithm: str) -> str:
+        """The algorithm for "auto"; of the others, whether this case and precision are theirs."""
+        if self.device == "cpu":
+            return "im2col"
+        rounded = self.precision in ("tf32", "bf16")
+        fits = tensor_cores.fits(*self.weight.shape[2:])
+        if algorithm == "auto":
+            return "tensorcore" if rounded and fits else "implicit"
+        if algorithm == "tensorcore" and not (rounded and fits):
+            raise ValueError("algorithm 'tensorcore' needs precision 'tf32' or 'bf16', and numbers of channels and "
+                             f"filters that it can copy 16 bytes at a time (multiples of 4); got precision "
+                             f"{self.precision!r}, {self.weight.shape[2]} channels and {self.weight.shape[3]} filters")
+        if algorithm != "tensorcore" and rounded:
+            raise ValueError(f"algorithm {algorithm!r} computes in float32 or float64; got precision "
+                             f"{self.precision!r}, which is the algorithm 'tensorcore'")
+        return algorithm
 
-    def _transposed(self, y: np.ndarray) -> np.ndarray:
-        return im2col.transposed(self.weight, self.geometry, y, self.size)
+    def _transposed(self, y: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+        if self.device == "cpu":
+            x = im2col.transposed(self.weight, self.geometry, y, self.size)
+            return x if b is None else _add(x, b)
+        if self.algorithm == "tensorcore":
+            return tensor_cores.transposed(self.weight, self.geometry, y, self.size, b, precision=self.precision)
+        return kernels.transposed(self.weight, self.geometry, y, self.size, b, algorithm=self.algorithm)
 
     def _refuse_large(self) -> None:
         rows, columns = self.shape
@@ -156,7 +207,13 @@ class ConvMatrix:
                 f"{name} must be (N, {', '.join(map(str, expected))}), channels last, or a vector of "
                 f"{expected[0] * expected[1] * expected[2]} numbers; its shape is {array.shape}"
             )
-        return np.ascontiguousarray(array)
+        device_of(self.weight, array)               # raises for an image on another device
+        return array_module(array).ascontiguousarray(array)
+
+
+def _add(y: np.ndarray, b: np.ndarray) -> np.ndarray:
+    y += b
+    return y
 
 
 class TransposedConvMatrix:
@@ -182,9 +239,13 @@ class TransposedConvMatrix:
 
     def __matmul__(self, y: Any) -> np.ndarray:
         """Aᵀ y: (N, OH, OW, F) -> (N, H, W, C), or a vector of OH·OW·F numbers -> H·W·C numbers."""
+        return self.affine(y)
+
+    def affine(self, y: Any, b: np.ndarray | None = None) -> np.ndarray:
+        """Aᵀ y + b with one number of b (C,) for each channel, added where the product is stored."""
         y = as_float(y, self.dtype)
-        result = self._matrix._transposed(self._matrix._image(y, "y", of_inputs=False))
-        return result.ravel() if y.ndim == 1 else result
+        x = self._matrix._transposed(self._matrix._image(y, "y", of_inputs=False), b)
+        return x.ravel() if y.ndim == 1 else x
 
     def sparse(self) -> scipy.sparse.csr_array:
         """Aᵀ as a scipy.sparse matrix in compressed sparse rows."""

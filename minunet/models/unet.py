@@ -17,7 +17,7 @@ import numpy as np
 
 from minunet import nn
 from minunet.autograd import Tensor, no_grad
-from minunet.backend import as_float
+from minunet.backend import as_float, device_of, to_device
 from minunet.geometry import IntOrPair, Pair, as_pair
 from minunet.models.summary import Summary, summarize
 from minunet.nn.init import GAINS, as_generator
@@ -41,21 +41,21 @@ class DoubleConv(nn.Module):
         def conv(c: int) -> nn.Conv2d:
             # a bias before batch norm would be subtracted with the mean
             return nn.Conv2d(c, channels_out, 3, padding=1 if padding == "same" else 0, bias=norm is None,
-                             gain=GAINS[activation], rng=rng)
+                             gain=GAINS[activation], rng=rng, relu=fused and norm is None)
 
+        fused = activation == "relu"            # the layer before the ReLU, batch norm or convolution, does it as well
         self.conv1 = conv(channels_in)
-        self.norm1 = nn.BatchNorm2d(channels_out) if norm else None
-        self.activation1 = ACTIVATIONS[activation]()
+        self.norm1 = nn.BatchNorm2d(channels_out, relu=fused) if norm else None
+        self.activation1 = None if fused else ACTIVATIONS[activation]()
         self.conv2 = conv(channels_out)
-        self.norm2 = nn.BatchNorm2d(channels_out) if norm else None
-        self.activation2 = ACTIVATIONS[activation]()
+        self.norm2 = nn.BatchNorm2d(channels_out, relu=fused) if norm else None
+        self.activation2 = None if fused else ACTIVATIONS[activation]()
 
     def forward(self, x: Any) -> Any:
         """Convolution, norm, activation, twice."""
-        x = self.conv1(x)
-        x = self.activation1(self.norm1(x) if self.norm1 else x)
-        x = self.conv2(x)
-        return self.activation2(self.norm2(x) if self.norm2 else x)
+        for layer in (self.conv1, self.norm1, self.activation1, self.conv2, self.norm2, self.activation2):
+            x = layer(x) if layer else x
+        return x
 
 
 class Down(nn.Module):
@@ -153,13 +153,14 @@ class UNet(nn.Module):
         self.crop = nn.Crop() if padding == "same" else None
 
     def forward(self, x: Any) -> Any:
-        """Logits (N, OH, OW, classes) of images (N, H, W, in_channels), which are converted to the net's dtype."""
+        """Logits (N, OH, OW, classes) of images (N, H, W, in_channels), which are converted to the net's dtype and
+        moved to its device."""
         if len(x.shape) != 4 or x.shape[3] != self.config["in_channels"]:
             raise ValueError(f"UNet: x must be (N, H, W, {self.config['in_channels']}), channels last; its shape is "
                              f"{x.shape}")
         self.output_size(x.shape[1:3])
-        if isinstance(x, Tensor) and not x.requires_grad:       # images are constants: they take the net's dtype
-            x = Tensor(as_float(x.data, self.head.weight.dtype))
+        if isinstance(x, Tensor) and not x.requires_grad:       # images are constants: they come to the net
+            x = Tensor(to_device(as_float(x.data, self.head.weight.dtype), device_of(self.head.weight.data)))
         image = x
         x = self.first(self.pad(x) if self.pad else x)
         levels = []
@@ -200,7 +201,7 @@ class UNet(nn.Module):
         return h, w
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """What `output` makes of the logits, as an array (N, OH, OW, classes), in prediction mode."""
+        """What `output` makes of the logits, as a NumPy array (N, OH, OW, classes), in prediction mode."""
         modes = [(module, module.training) for _, module in self.named_modules()]
         self.eval()
         try:
@@ -209,13 +210,13 @@ class UNet(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-        return OUTPUTS[self.config["output"]](logits)[0]
+        return to_device(OUTPUTS[self.config["output"]](logits)[0], "cpu")
 
     def summary(self, size: IntOrPair, batch: int = 1) -> Summary:
         """The table of layers for images of this size in px, and a forecast of training memory; nothing is computed.
 
         >>> print(UNet(3, 2, base=4, depth=1).summary((32, 32)).totals())
-        26 layers, 1,754 parameters, 962,560 multiply-adds, 0.33 MiB of activations
+        20 layers, 1,754 parameters, 962,560 multiply-adds, 0.25 MiB of activations
         """
         return summarize(self, (batch, *as_pair(size, "size", 1), self.config["in_channels"]))
 

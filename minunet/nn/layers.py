@@ -23,22 +23,28 @@ def _bias(channels: int, wanted: bool) -> Parameter | None:
 
 
 class Conv2d(Module):
-    """y = A x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, in, out), bias (out,)."""
+    """y = A x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, in, out), bias (out,). With relu, max(·, 0)."""
 
-    kept = Kept(inputs=True)
+    precision = "float32"
 
     def __init__(self, channels_in: int, channels_out: int, kernel: IntOrPair, stride: IntOrPair = 1,
                  padding: IntOrPair = 0, dilation: IntOrPair = 1, bias: bool = True, gain: float = GAINS["relu"],
-                 rng: np.random.Generator | None = None):
-        self.geometry = Geometry(kernel, stride, padding, dilation)
+                 rng: np.random.Generator | None = None, relu: bool = False):
+        self.geometry, self.relu = Geometry(kernel, stride, padding, dilation), relu
         kh, kw = self.geometry.kernel
         self.weight = Parameter(he_normal((kh, kw, channels_in, channels_out), kh * kw * channels_in, gain, rng))
         self.bias = _bias(channels_out, bias)
 
+    @property
+    def kept(self) -> Kept:         # type: ignore[override]
+        """The input, and with the ReLU its output."""
+        return Kept(inputs=True, output=self.relu)
+
     def forward(self, x: Tensor) -> Tensor:
-        """A x + b."""
+        """A x + b, or the maximum of this and 0."""
         g = self.geometry
-        return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation)
+        return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation, self.precision,
+                                 self.relu)
 
     def output_shape(self, x: Shape) -> Shape:
         """(N, OH, OW, out)."""
@@ -53,6 +59,7 @@ class ConvTranspose2d(Module):
     """y = Aᵀ x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, out, in), as the convolution it transposes."""
 
     kept = Kept(inputs=True)
+    precision = "float32"
 
     def __init__(self, channels_in: int, channels_out: int, kernel: IntOrPair, stride: IntOrPair = 1,
                  padding: IntOrPair = 0, output_padding: IntOrPair = 0, dilation: IntOrPair = 1, bias: bool = True,
@@ -67,7 +74,7 @@ class ConvTranspose2d(Module):
         """Aᵀ x + b."""
         g = self.geometry
         return functional.conv_transpose2d(x, self.weight, self.bias, g.stride, g.padding, self.output_padding,
-                                           g.dilation)
+                                           g.dilation, self.precision)
 
     def output_shape(self, x: Shape) -> Shape:
         """(N, OH, OW, out)."""
@@ -102,7 +109,7 @@ class Linear(Module):
 
 
 class BatchNorm2d(Module):
-    """Batch normalisation of each channel, with running statistics for prediction.
+    """Batch normalisation of each channel, with running statistics for prediction; with relu, max(·, 0) of the result.
 
     In training: the batch's mean and biased variance; running = (1 − momentum) · running + momentum · batch, with the
     unbiased variance. Where a channel has one value only, y is β, no gradient reaches x, and the running variance
@@ -110,22 +117,27 @@ class BatchNorm2d(Module):
     """
 
     buffer_names = ("running_mean", "running_var")
-    kept = Kept(extra=1.0)                                  # x̂
 
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, relu: bool = False):
         self.gamma = Parameter(np.ones(channels, np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
         self.running_mean: np.ndarray = np.zeros(channels, np.float32)
         self.running_var: np.ndarray = np.ones(channels, np.float32)
         if not 0 < momentum <= 1:
             raise ValueError(f"BatchNorm2d: momentum must be above 0 and at most 1; got {momentum!r}")
-        self.eps, self.momentum = float(eps), float(momentum)
+        self.eps, self.momentum, self.relu = float(eps), float(momentum), relu
+
+    @property
+    def kept(self) -> Kept:         # type: ignore[override]
+        """x̂, and with the ReLU its output."""
+        return Kept(output=self.relu, extra=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """γ x̂ + β."""
+        """γ x̂ + β, or the maximum of this and 0."""
         if not self.training:
-            return functional.normalize(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
-        y, mean, var = functional.batch_norm(x, self.gamma, self.beta, self.eps)
+            return functional.normalize(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps,
+                                        self.relu)
+        y, mean, var = functional.batch_norm(x, self.gamma, self.beta, self.eps, self.relu)
         count, m = x.data.size // mean.size, self.momentum
         self.running_mean = (1 - m) * self.running_mean + m * mean
         if count > 1:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet.autograd import Tensor
-from minunet.backend import FLOATS
+from minunet.backend import FLOATS, device_of, to_device
 
 
 class Parameter(Tensor):
@@ -142,14 +142,35 @@ class Module:
             setattr(module, attribute, getattr(module, attribute).astype(dtype))
         return self
 
+    def to(self, device: str, precision: str | None = None) -> Module:
+        """Move parameters and buffers to "cpu", "cuda" or "sim", in place; gradients are dropped; returns the module.
+
+        precision, if given, becomes that of the convolutions' products (`ConvMatrix`). Move a model before an optimizer
+        is made of its parameters: it keeps arrays beside them. Raises ValueError for an unknown device, UserError where
+        it cannot be used.
+        """
+        for _, module in self.named_modules():
+            if precision is not None and hasattr(module, "precision"):
+                module.precision = precision
+        for _, parameter in self.named_parameters():
+            parameter.data, parameter.grad = to_device(parameter.data, device), None
+        for module, attribute, _ in self._buffers():
+            setattr(module, attribute, to_device(getattr(module, attribute), device))
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are; "cpu" for a module without any. Raises TypeError if they are not on one device."""
+        return device_of(*(p.data for p in self.parameters()))
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers by their dotted names."""
-        state = {name: p.data.copy() for name, p in self.named_parameters()}
-        state.update({name: getattr(module, attribute).copy() for module, attribute, name in self._buffers()})
-        return state
+        """Copies of all parameters and buffers by their dotted names, as NumPy arrays."""
+        state = {name: p.data for name, p in self.named_parameters()}
+        state.update({name: getattr(module, attribute) for module, attribute, name in self._buffers()})
+        return {name: np.array(to_device(array, "cpu")) for name, array in state.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Copy values in by name, converted to the module's dtype.
+        """Copy values (NumPy arrays) in by name, converted to the module's dtype and moved to its device.
 
         Raises ValueError, before anything is changed, when a name is missing or unexpected, a shape differs, or
         something is not numbers.
@@ -168,7 +189,8 @@ class Module:
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
             raise ValueError("load_state_dict: " + "; ".join(problems[:8]) + more)
         for name, (owner, attribute) in own.items():
-            setattr(owner, attribute, given[name].astype(arrays[name].dtype, order="C"))
+            host = given[name].astype(arrays[name].dtype, order="C")
+            setattr(owner, attribute, to_device(host, device_of(arrays[name])))
 
     def _buffers(self) -> Iterator[tuple[Module, str, str]]:
         for prefix, module in self.named_modules():

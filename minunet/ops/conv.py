@@ -9,35 +9,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet.backend import same_dtype
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
+from minunet.ops.activation import relu_backward
 from minunet.ops.sums import channel_sum
 
 Gradients = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
+class Convolved(NamedTuple):
+    """What the backward needs: the matrix, its input, and y if the ReLU is fused."""
+
+    A: ConvMatrix
+    x: np.ndarray
+    y: np.ndarray | None
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Where y > 0, the kink of a fused ReLU; without one an empty array."""
+        return self.x[:0] > 0 if self.y is None else self.y > 0
+
+
 def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
-           padding: IntOrPair = 0, dilation: IntOrPair = 1) -> tuple[np.ndarray, Any]:
-    """y = A x + b: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
+           padding: IntOrPair = 0, dilation: IntOrPair = 1, precision: str = "float32",
+           relu: bool = False) -> tuple[np.ndarray, Convolved]:
+    """y = A x + b: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F). With relu, the maximum of this and 0."""
     _check("conv2d", x, w, b, channel_axis=2)
-    A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3])
-    y = A @ x
-    if b is not None:
-        y += b
-    return y, (A, x)
+    A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3], precision=precision)
+    y = A.affine(x, b, relu)
+    return y, Convolved(A, x, y if relu else None)
 
 
-def conv2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
     """<dy, A x> = <Aᵀ dy, x>, so dx = Aᵀ dy. The same product as a function of w has the gradient weight_grad(x, dy).
 
-    b is added to every pixel, so db is the sum of dy over all pixels.
+    b is added to every pixel, so db is the sum of dy over all pixels. A fused ReLU's gradient comes first.
     """
-    A, x = cache
+    A, x, y = cache
+    if y is not None:
+        dy, = relu_backward(dy, y)
     return (
         A.T @ dy if needs[0] else None,
         A.weight_grad(x, dy) if needs[1] else None,
@@ -46,16 +61,13 @@ def conv2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True,
 
 
 def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
-                     padding: IntOrPair = 0, output_padding: IntOrPair = 0,
-                     dilation: IntOrPair = 1) -> tuple[np.ndarray, Any]:
+                     padding: IntOrPair = 0, output_padding: IntOrPair = 0, dilation: IntOrPair = 1,
+                     precision: str = "float32") -> tuple[np.ndarray, Any]:
     """y = Aᵀ x + b: x (N, H, W, F), w (KH, KW, C, F), b (C,) -> (N, OH, OW, C)."""
     _check("conv_transpose2d", x, w, b, channel_axis=3)
     geometry = Geometry(w.shape[:2], stride, padding, dilation)
-    A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding))
-    y = A.T @ x
-    if b is not None:
-        y += b
-    return y, (A, x)
+    A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding), precision=precision)
+    return A.T.affine(x, b), (A, x)
 
 
 def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import array_module
+from minunet.backend import array_module, on_gpu
+from minunet.ops.kernels import dropout as kernels
 
 _CHUNK = 1 << 14        # blocks of four words made at a time: their intermediate results stay in cache
 
@@ -21,13 +22,18 @@ def dropout(x: np.ndarray, *, p: float, key: int) -> tuple[np.ndarray, Any]:
     """x / (1 − p) where kept, 0 where dropped (with probability p); key is a 64-bit integer."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be at least 0 and below 1; got {p!r}")
-    keep = keep_mask(key, x, p)
     scale = x.dtype.type(1 / (1 - p))
+    if on_gpu(x):                                           # keeps the key instead of the mask
+        options = _threshold(p), int(key), scale
+        return kernels.dropout(x, *options), options
+    keep = keep_mask(key, x, p)
     return x * keep * scale, (keep, scale)
 
 
 def dropout_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """A product with constants: dx = dy · mask / (1 − p)."""
+    if on_gpu(dy):
+        return (kernels.dropout(dy, *cache),)
     keep, scale = cache
     return (dy * keep * scale,)
 
@@ -36,12 +42,16 @@ def keep_mask(key: int, x: np.ndarray, p: float) -> np.ndarray:
     """bool in x's shape and beside it: element i is kept when its 32-bit word is at least p · 2^32."""
     xp = array_module(x)
     keep = xp.empty(x.size, bool)
-    threshold = round(p * 2**32)
+    threshold = _threshold(p)
     for start in range(0, x.size, 4 * _CHUNK):
         stop = min(start + 4 * _CHUNK, x.size)
         blocks = xp.arange(start // 4, (stop + 3) // 4, dtype=np.uint64)
         keep[start:stop] = philox4x32(blocks, key).ravel()[:stop - start] >= threshold
     return keep.reshape(x.shape)
+
+
+def _threshold(p: float) -> int:
+    return round(p * 2**32)
 
 
 def philox4x32(blocks: np.ndarray, key: int, rounds: int = 10) -> np.ndarray:

@@ -4,6 +4,8 @@ Every loss takes per-pixel weights (the target's shape without channels), class 
 value whose pixels count for nothing. Cross-entropy is a weighted mean, so only the weights' ratios count; binary
 cross-entropy divides by the count of pixels, so weights also scale it (both as PyTorch). Where nothing is left the loss
 is 0 and so is its gradient. The cache is the gradient itself, so that every backward is one product.
+
+Beside logits on a GPU, targets and weights may be in the computer's memory; they are checked where they are.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import array_module
+from minunet.backend import array_module, device_of, module_of, on_gpu, to_device
 from minunet.ops.activation import sigmoid, softmax
+from minunet.ops.kernels import loss as kernels
 from minunet.ops.sums import channel_sum
 
 
@@ -37,6 +40,10 @@ def cross_entropy(logits: np.ndarray, *, target: Any, weights: Any = None, class
     """
     xp = array_module(logits)
     name = "cross_entropy"
+    if on_gpu(logits):
+        ids, ignore = _moved_ids(name, logits, target, ignore_index)
+        y, gradient = kernels.cross_entropy(logits, ids, *_moved_weights(name, logits, weights, class_weights), ignore)
+        return y, LossCache(gradient)
     target, valid = _class_ids(name, logits, target, ignore_index)
     logits = xp.where(valid[..., None] > 0, logits, 0)                      # not even a NaN counts where ignored
     w = valid * _pixel_weights(name, weights, logits)
@@ -61,6 +68,10 @@ def bce_with_logits(logits: np.ndarray, *, target: Any, weights: Any = None, cla
     """
     xp = array_module(logits)
     name = "bce_with_logits"
+    if on_gpu(logits):
+        t, ignore = _moved_fractions(name, logits, target, ignore_index)
+        y, gradient = kernels.bce_with_logits(logits, t, *_moved_weights(name, logits, weights, class_weights), ignore)
+        return y, LossCache(gradient)
     t, valid = _fractions(name, logits, target, ignore_index)
     logits = xp.where(valid > 0, logits, 0)
     w = valid * _pixel_weights(name, weights, logits)[..., None]
@@ -87,6 +98,11 @@ def dice(logits: np.ndarray, *, target: Any, weights: Any = None, class_weights:
     if not smooth > 0:
         raise ValueError(f"dice: smooth must be above 0; got {smooth!r}")
     multiclass = np.ndim(target) == logits.ndim - 1
+    if on_gpu(logits):
+        t, ignore = (_moved_ids if multiclass else _moved_fractions)(name, logits, target, ignore_index)
+        y, gradient, present = kernels.dice(logits, t, *_moved_weights(name, logits, weights, class_weights), ignore,
+                                            smooth, multiclass)
+        return y, LossCache(gradient, present)
     if multiclass:
         ids, valid = _class_ids(name, logits, target, ignore_index)
         t = (ids[..., None] == xp.arange(k)).astype(dtype)                  # (..., K), one-hot
@@ -113,35 +129,14 @@ def dice(logits: np.ndarray, *, target: Any, weights: Any = None, class_weights:
 
 def _class_ids(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The target's class ids (0 where ignored) and which pixels are not ignored, in logits' dtype."""
-    xp, k = array_module(logits), logits.shape[-1]
-    target = _numbers(name, "target", target, xp)
-    if k < 2:
-        raise ValueError(f"{name}: a target of class ids needs logits of at least 2 classes; for one class, "
-                         f"bce_with_logits and dice take a target of exactly the logits' shape {logits.shape}; "
-                         f"got {target.shape}")
-    if target.shape != logits.shape[:-1] or target.dtype.kind not in "iu":
-        raise ValueError(f"{name}: target must hold integer class ids in the logits' shape without channels, "
-                         f"{logits.shape[:-1]}; got {target.dtype} {target.shape}")
-    valid = xp.ones(target.shape, bool) if ignore_index is None else target != ignore_index
-    wrong = valid & ((target < 0) | (target >= k))
-    if wrong.any():
-        raise ValueError(f"{name}: target holds the class id {target[wrong][0]}, the logits have the classes 0 to "
-                         f"{k - 1}; give ignore_index if it means 'no class'")
-    return xp.where(valid, target, 0), valid.astype(logits.dtype)
+    target, valid = _checked_ids(name, logits, target, ignore_index)
+    return array_module(logits).where(valid, target, 0), valid.astype(logits.dtype)
 
 
 def _fractions(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The target in logits' dtype (0 where ignored) and which elements are not ignored."""
-    xp = array_module(logits)
-    target = _numbers(name, "target", target, xp)
-    if target.shape != logits.shape:
-        raise ValueError(f"{name}: target must have exactly the logits' shape {logits.shape}; got {target.shape}")
-    valid = xp.ones(target.shape, bool) if ignore_index is None else target != ignore_index
-    wrong = valid & ~((target >= 0) & (target <= 1))
-    if wrong.any():
-        raise ValueError(f"{name}: target must lie in 0 to 1; got {target[wrong][0]}; divide a 0/255 mask by 255, or "
-                         "give ignore_index if the value means 'no class'")
-    return xp.where(valid, target, 0).astype(logits.dtype), valid.astype(logits.dtype)
+    target, valid = _checked_fractions(name, logits, target, ignore_index)
+    return array_module(logits).where(valid, target, 0).astype(logits.dtype), valid.astype(logits.dtype)
 
 
 def _pixel_weights(name: str, weights: Any, logits: np.ndarray) -> np.ndarray:
@@ -154,11 +149,10 @@ def _class_weights(name: str, weights: Any, logits: np.ndarray) -> np.ndarray:
 
 def _weights(name: str, argument: str, each: str, weights: Any, logits: np.ndarray,
              shape: tuple[int, ...]) -> np.ndarray:
-    """The weights in logits' dtype; ones for None."""
-    xp = array_module(logits)
+    """The weights in logits' dtype, where they are; ones for None."""
     if weights is None:
-        return xp.ones(shape, logits.dtype)
-    weights = _numbers(name, argument, weights, xp).astype(logits.dtype, copy=False)
+        return array_module(logits).ones(shape, logits.dtype)
+    weights = _numbers(name, argument, weights, logits).astype(logits.dtype, copy=False)
     wanted = f"{name}: {argument} must hold a finite number of at least 0 for each {each}, shape {shape}; got"
     if weights.shape != shape:
         raise ValueError(f"{wanted} shape {weights.shape}")
@@ -168,9 +162,99 @@ def _weights(name: str, argument: str, each: str, weights: Any, logits: np.ndarr
     return weights
 
 
-def _numbers(name: str, argument: str, value: Any, xp: Any) -> np.ndarray:
-    """value as an array; what holds no numbers (a Tensor, say) is an error and not an array of one object."""
-    array = xp.asarray(value)
+def _checked_ids(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[Any, Any]:
+    """The target, and which of its pixels are not ignored. Raises ValueError unless those are class ids."""
+    k = logits.shape[-1]
+    target = _numbers(name, "target", target, logits)
+    if k < 2:
+        raise ValueError(f"{name}: a target of class ids needs logits of at least 2 classes; for one class, "
+                         f"bce_with_logits and dice take a target of exactly the logits' shape {logits.shape}; "
+                         f"got {target.shape}")
+    if target.shape != logits.shape[:-1] or target.dtype.kind not in "iu":
+        raise ValueError(f"{name}: target must hold integer class ids in the logits' shape without channels, "
+                         f"{logits.shape[:-1]}; got {target.dtype} {target.shape}")
+    valid = _valid(target, ignore_index)
+    wrong = valid & ((target < 0) | (target >= k if _can_hold(target.dtype, k) else False))
+    if wrong.any():
+        raise ValueError(f"{name}: target holds the class id {target[wrong][0]}, the logits have the classes 0 to "
+                         f"{k - 1}; give ignore_index if it means 'no class'")
+    return target, valid
+
+
+def _checked_fractions(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[Any, Any]:
+    """The target, and which of its elements are not ignored. Raises ValueError unless those are 0 to 1."""
+    target = _numbers(name, "target", target, logits)
+    if target.shape != logits.shape:
+        raise ValueError(f"{name}: target must have exactly the logits' shape {logits.shape}; got {target.shape}")
+    valid = _valid(target, ignore_index)
+    wrong = valid & ~((target >= 0) & (target <= 1))
+    if wrong.any():
+        raise ValueError(f"{name}: target must lie in 0 to 1; got {target[wrong][0]}; divide a 0/255 mask by 255, or "
+                         "give ignore_index if the value means 'no class'")
+    return target, valid
+
+
+def _valid(target: Any, ignore_index: int | None) -> Any:
+    """Which elements are not ignored."""
+    if ignore_index is None or not _can_hold(target.dtype, ignore_index):
+        return array_module(target).ones(target.shape, bool)
+    return target != ignore_index
+
+
+def _can_hold(dtype: np.dtype, value: int) -> bool:
+    """Whether an array of dtype can be compared with value; if not, CuPy raises an error."""
+    return dtype.kind not in "iu" or np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+
+
+def _numbers(name: str, argument: str, value: Any, logits: np.ndarray) -> Any:
+    """value as an array, where it is: beside logits or in the computer's memory.
+
+    Raises TypeError for what is elsewhere, and for what holds no numbers (a Tensor would become an array of one
+    object).
+    """
+    try:
+        device = device_of(value)
+    except TypeError:                           # a list, a number
+        device = "cpu"
+    if device not in ("cpu", device_of(logits)):
+        raise TypeError(f"{name}: {argument} is on the device {device}, the logits are on {device_of(logits)}; move "
+                        "one with minunet.backend.to_device")
+    array = module_of(device).asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: {argument} must be an array of numbers; got {type(value).__name__}")
     return array
+
+
+# to the logits' device, which need not be waited for if they come from the computer's memory
+
+
+def _moved_ids(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+    """The target's class ids in int32 beside logits, and the value in them that is ignored, if one is."""
+    return _moved(_checked_ids(name, logits, target, ignore_index)[0], np.dtype(np.int32), logits, ignore_index)
+
+
+def _moved_fractions(name: str, logits: np.ndarray, target: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+    """The target in logits' dtype and beside them, and the value in it that is ignored, if one is."""
+    return _moved(_checked_fractions(name, logits, target, ignore_index)[0], logits.dtype, logits, ignore_index)
+
+
+def _moved(target: Any, dtype: np.dtype, logits: np.ndarray, ignore_index: int | None) -> tuple[Any, int | None]:
+    target = target.astype(target.dtype.newbyteorder("="), copy=False)
+    if ignore_index is not None and not _can_hold(target.dtype, ignore_index):
+        ignore_index = None
+    if target.dtype.itemsize > 2:               # else every value stays itself in dtype
+        if ignore_index is not None:
+            signed = target if target.dtype.kind == "f" else target.astype(np.int64)
+            target, ignore_index = array_module(target).where(target == ignore_index, -1, signed), -1
+        target = target.astype(dtype, copy=False)
+    return to_device(target, device_of(logits)).astype(dtype, copy=False), ignore_index
+
+
+def _moved_weights(name: str, logits: np.ndarray, weights: Any, class_weights: Any) -> tuple[Any, Any]:
+    """Both weights in logits' dtype and beside them, or None."""
+    device = device_of(logits)
+    if weights is not None:
+        weights = to_device(_pixel_weights(name, weights, logits), device)
+    if class_weights is not None:
+        class_weights = to_device(_class_weights(name, class_weights, logits), device)
+    return weights, class_weights

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import array_module
+from minunet.backend import array_module, device_of, on_gpu
 from minunet.convolution.windows import crop_border, pad_border, windows
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
+from minunet.ops.kernels import pool as kernels
 
 
 class Pooled(NamedTuple):
@@ -30,6 +31,9 @@ def max_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
     if any(p >= k for p, k in zip(geometry.padding, geometry.kernel)):
         raise ValueError(f"max_pool2d: padding must be below the kernel along each axis, so that every window holds a "
                          f"pixel; got padding {geometry.padding}, kernel {geometry.kernel}")
+    if on_gpu(x):
+        y, winners = kernels.max_pool2d(x, geometry)
+        return y, Pooled(winners, geometry, x.shape[1:3])
     xp = array_module(x)
     out_size = geometry.output_size(x.shape[1:3])
     view = windows(pad_border(x, geometry, -np.inf), geometry, out_size)     # (N, OH, OW, KH, KW, C)
@@ -55,8 +59,9 @@ def max_unpool2d(y: np.ndarray, *, winners: np.ndarray, kernel: IntOrPair, strid
     A winner in the padding or outside the image is left out. size defaults to the smallest with these windows.
     """
     geometry = _geometry("max_unpool2d", y, kernel, stride, padding)
+    device_of(y, winners)               # one device, or a TypeError
     positions = geometry.kernel[0] * geometry.kernel[1]
-    if winners.shape != y.shape or winners.dtype.kind != "u" or (winners.size and winners.max() >= positions):
+    if winners.shape != y.shape or winners.dtype.kind != "u" or (winners.size and int(winners.max()) >= positions):
         raise ValueError(f"max_unpool2d: winners must be unsigned integers below {positions} (positions in the "
                          f"{geometry.kernel} window) in x's shape {y.shape}; got {winners.dtype} {winners.shape}")
     full = geometry.transposed_size(y.shape[1:3]) if size is None else as_pair(size, "size", 1)
@@ -70,6 +75,8 @@ def max_unpool2d(y: np.ndarray, *, winners: np.ndarray, kernel: IntOrPair, strid
 def max_unpool2d_backward(dx: np.ndarray, cache: Pooled) -> tuple[np.ndarray]:
     """Each value was copied to its winner's pixel: its gradient is the gradient of that pixel."""
     winners, geometry, _ = cache
+    if on_gpu(dx):
+        return (kernels.max_unpool2d_backward(dx, winners, geometry),)
     view = windows(pad_border(dx, geometry), geometry, winners.shape[1:3])
     dy = array_module(dx).zeros(winners.shape, dx.dtype)
     for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
@@ -81,6 +88,8 @@ def avg_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
                padding: IntOrPair = 0) -> tuple[np.ndarray, Any]:
     """The mean of each window, padding counting as zeros: (N, H, W, C) -> (N, OH, OW, C)."""
     geometry = _geometry("avg_pool2d", x, kernel, stride, padding)
+    if on_gpu(x):
+        return kernels.avg_pool2d(x, geometry), (geometry, x.shape[1:3])
     view = windows(pad_border(x, geometry), geometry, geometry.output_size(x.shape[1:3]))
     y = view[:, :, :, 0, 0].copy()
     for i, j in list(np.ndindex(geometry.kernel))[1:]:
@@ -92,6 +101,8 @@ def avg_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
 def avg_pool2d_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """Each of a window's KH·KW pixels receives dy / (KH·KW); where windows overlap, they add."""
     geometry, size = cache
+    if on_gpu(dy):
+        return (kernels.avg_pool2d_backward(dy, geometry, size),)
     padded, view = _padded_zeros(dy, geometry, size)
     share = dy / (geometry.kernel[0] * geometry.kernel[1])
     for i, j in np.ndindex(geometry.kernel):
@@ -102,6 +113,8 @@ def avg_pool2d_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
 def _scatter(values: np.ndarray, pooled: Pooled) -> np.ndarray:
     """values (N, OH, OW, C) added to their winners' pixels: (N, H, W, C)."""
     winners, geometry, size = pooled
+    if on_gpu(values):
+        return kernels.max_unpool2d(values, winners, geometry, size)
     padded, view = _padded_zeros(values, geometry, size)
     for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
         view[:, :, :, i, j] += values * (winners == position)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from minunet.backend import array_module
+from minunet.backend import array_module, on_gpu
 from minunet.geometry import IntOrPair, Pair, as_pair
+from minunet.ops.kernels import separable
 
 METHODS = ("nearest", "bilinear", "bicubic")
 
@@ -28,6 +29,9 @@ def resample(x: np.ndarray, *, size: IntOrPair | None = None, factor: float | tu
     if method not in METHODS:
         raise ValueError(f"resample: method must be one of {', '.join(METHODS)}; got {method!r}")
     full = _target(x.shape[1:3], size, factor)
+    if on_gpu(x):
+        axes = [(n, out, method) for n, out in zip(x.shape[1:3], full)]
+        return separable.product(x, _axis_matrix, *axes), (axes, x.shape[1:3])
     R = interpolation_matrix(x.shape[1:3], full, method, x.dtype)
     return _apply(R, x, full), (R, x.shape[1:3])
 
@@ -35,6 +39,8 @@ def resample(x: np.ndarray, *, size: IntOrPair | None = None, factor: float | tu
 def resample_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """<dy, R x> = <Rᵀ dy, x>: dx = Rᵀ dy."""
     R, size = cache
+    if on_gpu(dy):                      # its axes, which say how to make it
+        return (separable.product(dy, _axis_matrix, *R, transposed=True),)
     return (_apply(R.T, dy, size),)
 
 

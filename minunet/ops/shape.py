@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
-from minunet.backend import array_module, same_dtype
+from minunet.backend import FLOATS, array_module, on_gpu, same_dtype
 from minunet.geometry import IntOrPair, as_pair
+from minunet.ops.kernels import separable
+from minunet.ops.kernels import shape as kernels
 
 Margins = tuple[int, int, int, int]
 MODES = ("constant", "edge", "reflect")
@@ -20,11 +24,16 @@ def concat(*xs: np.ndarray) -> tuple[np.ndarray, list[int]]:
     if len({x.shape[:-1] for x in xs}) != 1:
         raise ValueError("concat: the inputs must have one shape but for the channels; got "
                          + ", ".join(str(x.shape) for x in xs))
-    return array_module(*xs).concatenate(xs, axis=-1), [x.shape[-1] for x in xs]
+    channels = [x.shape[-1] for x in xs]
+    if on_gpu(xs[0]):
+        return kernels.concat(xs), channels
+    return array_module(*xs).concatenate(xs, axis=-1), channels
 
 
 def concat_backward(dy: np.ndarray, channels: list[int]) -> tuple[np.ndarray, ...]:
     """Each input gets the gradient of its own channels: copies, because a view would keep all of dy alive."""
+    if on_gpu(dy):
+        return kernels.split(dy, channels)
     xp = array_module(dy)
     return tuple(xp.ascontiguousarray(part) for part in xp.split(dy, np.cumsum(channels)[:-1], axis=-1))
 
@@ -39,6 +48,9 @@ def crop(x: np.ndarray, *, top: int, left: int, size: IntOrPair) -> tuple[np.nda
     if not (0 <= top <= h - height and 0 <= left <= w - width):
         raise ValueError(f"crop: rows {top} to {top + height} and columns {left} to {left + width} are not all inside "
                          f"the image of {h}x{w} px")
+    if on_gpu(x) and x.dtype in FLOATS:         # the winners of a pooling, which are integers, are cropped below
+        axes = _kept(x.shape, top, left, (height, width))
+        return separable.product(x, _padding_matrix, *axes, transposed=True), (x.shape, top, left)
     y = x[:, top:top + height, left:left + width]
     return array_module(x).ascontiguousarray(y), (x.shape, top, left)
 
@@ -46,6 +58,8 @@ def crop(x: np.ndarray, *, top: int, left: int, size: IntOrPair) -> tuple[np.nda
 def crop_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """The kept pixels get their gradient, those that were cut off 0."""
     shape, top, left = cache
+    if on_gpu(dy):
+        return (separable.product(dy, _padding_matrix, *_kept(shape, top, left, dy.shape[1:3])),)
     dx = array_module(dy).zeros(shape, dy.dtype)
     dx[:, top:top + dy.shape[1], left:left + dy.shape[2]] = dy
     return (dx,)
@@ -73,6 +87,9 @@ def pad(x: np.ndarray, *, margins: Margins, mode: str = "constant", value: float
         raise ValueError(f"pad: margins must be (top, bottom, left, right), each at least 0 px; got {margins!r}")
     top, bottom, left, right = margins
     n, h, w, c = x.shape
+    if on_gpu(x):
+        axes = (h, top, bottom, mode), (w, left, right, mode)
+        return separable.product(x, _padding_matrix, *axes, value=float(value)), (margins, mode, (h, w))
     if mode == "constant":
         y = array_module(x).full((n, top + h + bottom, left + w + right, c), value, x.dtype)
         y[:, top:top + h, left:left + w] = x
@@ -85,6 +102,9 @@ def pad(x: np.ndarray, *, margins: Margins, mode: str = "constant", value: float
 def pad_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """A pixel's gradient is the sum of the gradients of all its copies; a constant's copies have none."""
     (top, bottom, left, right), mode, (h, w) = cache
+    if on_gpu(dy):
+        axes = (h, top, bottom, mode), (w, left, right, mode)
+        return (separable.product(dy, _padding_matrix, *axes, transposed=True),)
     if mode != "constant":
         dy = _fold(dy, 1, top, bottom, mode)
         return (_fold(dy, 2, left, right, mode),)
@@ -99,6 +119,19 @@ def _sources(n: int, before: int, after: int, mode: str) -> np.ndarray:
     period = 2 * (n - 1)                                    # reflected as often as needed: a triangular wave
     position = position % period
     return np.minimum(position, period - position)
+
+
+def _padding_matrix(n: int, before: int, after: int, mode: str) -> scipy.sparse.coo_array:
+    """The padding of one axis, (before + n + after, n): a one in each row, none in the rows of a constant."""
+    rows = np.arange(before + n + after)
+    columns = rows - before if mode == "constant" else _sources(n, before, after, mode)
+    inside = (0 <= columns) & (columns < n)
+    return scipy.sparse.coo_array((np.ones(inside.sum()), (rows[inside], columns[inside])), (len(rows), n))
+
+
+def _kept(shape: tuple[int, ...], top: int, left: int, size: Sequence[int]) -> Any:
+    """A crop's axes as those of the padding with zeros that it is the transpose of."""
+    return tuple((out, first, n - first - out, "constant") for n, first, out in zip(shape[1:3], (top, left), size))
 
 
 def _fold(dy: np.ndarray, axis: int, before: int, after: int, mode: str) -> np.ndarray:

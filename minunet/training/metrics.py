@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from minunet.backend import device_of, on_gpu, to_device
+from minunet.ops.kernels import counts as kernels
+
 PER_CLASS = ("iou", "dice", "precision", "recall")
 
 
@@ -28,16 +31,35 @@ class Confusion:
         self.counts = np.zeros((ids, ids), np.int64)
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count the pixels of one image: two arrays of ids of one shape. Raises ValueError for other shapes or ids."""
+        """Count the pixels of one image: two arrays of ids of one shape, on one device.
+
+        Raises ValueError for other shapes or ids, TypeError for different devices.
+        """
         ids = len(self.counts)
+        # on a GPU the kernel leaves out what is no id, and its sum tells: one wait for the GPU, not one for each check
+        late = device_of(truth, prediction) != "cpu" and truth.dtype == prediction.dtype == np.uint8
         for name, array in (("truth", truth), ("prediction", prediction)):
             if array.shape != truth.shape or array.dtype.kind not in "biu":
                 raise ValueError(f"Confusion: {name} must hold integer ids in the truth's shape {truth.shape}; got "
                                  f"{array.dtype} {array.shape}")
-            if array.size and not 0 <= array.min() <= array.max() < ids:
-                raise ValueError(f"Confusion: {name} must hold ids 0 to {ids - 1}; got {array.min()} to {array.max()}")
-        pairs = truth.astype(np.int64).ravel() * ids + prediction.astype(np.int64).ravel()
-        self.counts += np.bincount(pairs, minlength=ids * ids).reshape(ids, ids)
+            if not late:
+                self._check(name, array)
+        if on_gpu(truth) and ids <= 256:
+            counts = kernels.confusion(truth.astype(np.uint8, copy=False), prediction.astype(np.uint8, copy=False), ids)
+            if counts.sum() != truth.size:
+                self._check("truth", truth)
+                self._check("prediction", prediction)
+            self.counts += counts
+            return
+        truth, prediction = (to_device(array, "cpu").astype(np.int64).ravel() for array in (truth, prediction))
+        self.counts += np.bincount(truth * ids + prediction, minlength=ids * ids).reshape(ids, ids)
+
+    def _check(self, name: str, array: np.ndarray) -> None:
+        if not array.size:
+            return
+        low, high = array.min().item(), array.max().item()
+        if not 0 <= low <= high < len(self.counts):
+            raise ValueError(f"Confusion: {name} must hold ids 0 to {len(self.counts) - 1}; got {low} to {high}")
 
     def iou(self, k: int) -> float | None:
         """TP / (TP + FP + FN) of the id."""

@@ -94,14 +94,17 @@ class Run:
             made anew.
         resume: go on after the last finished epoch in the folder; the number of epochs may be another, all else must
             be as it was.
+        device, precision: where to compute and how (`Module.to`); a run may go on on another device.
 
     Raises UserError for settings that do not fit the data or each other, and, from `epochs`, when the loss is no
     longer a finite number.
     """
 
     def __init__(self, dataset: Dataset, folder: Path, config: RunConfig, validation: Dataset | None = None,
-                 options: MaskOptions = MaskOptions(), init: Checkpoint | None = None, resume: bool = False):
+                 options: MaskOptions = MaskOptions(), init: Checkpoint | None = None, resume: bool = False,
+                 device: str = "cpu", precision: str = "float32"):
         self.folder, self.config, self.dataset = folder, config, dataset
+        self.device, self.precision = device, precision
         split_rng, self._model_rng = np.random.default_rng(config.seed).spawn(2)
         self.split = split(dataset.samples, split_rng, config.val_split if validation is None else 0.0,
                            config.test_split)
@@ -126,6 +129,7 @@ class Run:
                             f"use {'bce, dice or bce+dice' if one else 'ce, dice or ce+dice'}")
         if init is not None:
             _copy_weights(init.model, model)
+        model.to(device, precision)
         self.optimizer = optim.Adam(model.parameters(), lr=config.lr)
         self._plotted = -math.inf
         self.history: list[dict[str, Any]] = []         # the rows of the finished epochs
@@ -200,6 +204,7 @@ class Run:
         Without test images they are those of the validation images, from which the best epoch was chosen.
         """
         self.checkpoint = load_checkpoint(self.folder / "best.safetensors")
+        self.checkpoint.model.to(self.device, self.precision)
         found = evaluate(self.checkpoint, self.split.test or self.split.validation)
         report = {"part": "test" if self.split.test else "validation",
                   "best_epoch": len(self.checkpoint.notes["history"]), **found.as_dict(), "config": asdict(self.config)}
@@ -255,14 +260,15 @@ class Run:
         (h, w), (top, left) = logits.shape[1:3], ((n - m) // 2 for n, m in zip(masks.shape[1:], logits.shape[1:3]))
         target = masks[:, top:top + h, left:left + w]
         loss = self._loss(logits, target[..., None] if self.dataset.classes == 1 else target, ignore_index=IGNORE)
-        if not math.isfinite(loss.item()):
-            raise UserError(f"the loss became {loss.item()} in epoch {epoch}, step {self.optimizer.steps + 1}; the "
+        value = loss.item()             # once: on a GPU it waits for all that was launched
+        if not math.isfinite(value):
+            raise UserError(f"the loss became {value} in epoch {epoch}, step {self.optimizer.steps + 1}; the "
                             f"weights before epoch {epoch} are in {self.folder / 'last.safetensors'}; try a smaller "
                             f"learning rate than {self.config.lr}")
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        return value
 
     def _save_last(self) -> None:
         self.checkpoint.optimizer = self.optimizer.state_dict()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minunet.backend import device_of
 from minunet.checkpoint import load_checkpoint
 from minunet.cli import learn, main
 from minunet.data.scenes import cell_scenes
@@ -147,7 +148,11 @@ OPTIONS = [     # what the user writes, where to look, what must stand there
     ("--test-split 0", lambda run: run.split.test, []),
     ("--cache 3", lambda run: run.dataset.samples[0].cache.budget, 3 << 20),
     ("--cache 0", lambda run: run.dataset.samples[0].cache.budget, 0),
-    ("--device cpu", config("base"), 2),
+    ("--device cpu", lambda run: run.checkpoint.model.device, "cpu"),
+    ("--device auto", lambda run: run.device, "cpu"),
+    ("--device sim", lambda run: run.checkpoint.model.device, "sim"),
+    ("--device sim", lambda run: device_of(*run.optimizer.state["m"]), "sim"),
+    ("--device sim --precision bf16", lambda run: run.checkpoint.model.head.precision, "bf16"),
     ("--base 3", net("base"), 3), ("--depth 1", net("depth"), 1), ("--dropout 0.25", net("dropout"), 0.25),
     ("--padding valid --crop 44x44", net("padding"), "valid"), ("--padding same", net("padding"), "same"),
     ("--norm none", net("norm"), None), ("--norm batch", net("norm"), "batch"),

@@ -181,7 +181,7 @@ def test_dropout_is_after_pooling_so_the_skip_is_whole():
 def test_dropout_stands_behind_the_pooling_and_at_the_end_of_a_decoder_level():
     rows = [row.name for row in small(depth=1, dropout=0.9).summary((8, 8)).rows]
     assert rows.index("down.0.pool") + 1 == rows.index("down.0.dropout") == rows.index("down.0.convs.conv1") - 1
-    assert rows.index("up.0.convs.activation2") + 1 == rows.index("up.0.dropout") == rows.index("head") - 1
+    assert rows.index("up.0.convs.norm2") + 1 == rows.index("up.0.dropout") == rows.index("head") - 1
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint8])

@@ -1,0 +1,151 @@
+"""Rung 4: the three products on tensor cores, by kernels/conv_tensorcore.cu.
+
+float32 arrays on a GPU or the simulated one, channels last; the operands are rounded to TF32 (10 bits of fraction, ties
+away from zero) or BF16 (7 bits, ties to even) where they enter the tensor cores, which add up in float32.
+
+What is decided here, from the shape alone, so that every device computes the same sums in the same order:
+the tile that a block owns, and into how many slices the sum is cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minunet.backend import address, array_module
+from minunet.convolution.shape import Conv
+from minunet.cuda import launch
+from minunet.geometry import Geometry, Pair
+
+PRECISIONS = ("tf32", "bf16")
+COPY = 4                    # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
+BLOCKS = 264                # what a large GPU holds at a time, 2 on each of 132 multiprocessors; below, the sum is cut
+STEPS = 8                   # but a slice is at least so many tiles long
+IMAGE_SLICES = 4            # of forward and transposed, whose slices are as large as an image
+
+
+class Tile(NamedTuple):
+    """What a block of conv_tensorcore.cu owns, and how many of its tiles lie in shared memory at a time."""
+
+    m: int
+    n: int
+    k: int
+    stages: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory: both operands' tiles for each stage, and where the rows of the image lie."""
+        return 4 * self.stages * (self.m + self.n) * self.k + 16 * self.m
+
+    def defines(self, precision: str) -> dict[str, int]:
+        """The constants that the kernels are compiled with."""
+        return {"TILE_M": self.m, "TILE_N": self.n, "TILE_K": self.k, "STAGES": self.stages,
+                "BF16": int(precision == "bf16")}
+
+
+TILES = (Tile(128, 128, 32, 2), Tile(128, 64, 32, 3), Tile(64, 64, 32, 3))
+
+
+class Plan(NamedTuple):
+    """How one product (M, K) x (K, N) is cut: a tile a block, and slices of K, each `length` long."""
+
+    tile: Tile
+    m: int
+    n: int
+    slices: int
+    length: int
+
+    @property
+    def blocks(self) -> Pair:
+        """The grid."""
+        return -(-self.m // self.tile.m) * -(-self.n // self.tile.n), self.slices
+
+    @classmethod
+    def of(cls, m: int, n: int, k: int, most: int) -> Plan:
+        """The largest tile that is not mostly empty and makes BLOCKS blocks, in at most so many slices of K."""
+        for tile in TILES:
+            blocks = -(-m // tile.m) * -(-n // tile.n)
+            steps = -(-k // tile.k)
+            slices = max(1, min(most, steps // STEPS, -(-BLOCKS // max(blocks, 1))))
+            if 2 * n > tile.n and blocks * slices >= BLOCKS:
+                break
+        length = max(1, -(-steps // slices)) * tile.k
+        return cls(tile, m, n, max(1, -(-k // length)), length)         # no slice is empty
+
+
+def fits(channels: int, filters: int) -> bool:
+    """Whether the kernels take a convolution: of any geometry, multiples of 4 channels and filters."""
+    return channels % COPY == 0 and filters % COPY == 0
+
+
+def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, bias: np.ndarray | None = None, relu: bool = False,
+            precision: str = "tf32") -> np.ndarray:
+    """A x [+ bias] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> (N, OH, OW, F)."""
+    xp = array_module(weight, x)
+    kh, kw, c, f = weight.shape
+    shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
+    y = xp.empty((len(x), shape.out_height, shape.out_width, f), np.float32)
+    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES)
+    _run("conv_forward", plan, precision, (x, weight), y, (shape,), bias, relu)
+    return y
+
+
+def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair, bias: np.ndarray | None = None,
+               precision: str = "tf32") -> np.ndarray:
+    """Aᵀ y [+ bias]: y (N, OH, OW, F), weight (KH, KW, C, F), bias (C,) -> (N, H, W, C) with (H, W) = size.
+
+    Gathered by the pixels of x. Where windows tile the image without a rest, A is a 1x1 convolution of y with KH·KW·C
+    channels, which the kernel stores as patches of the image.
+    """
+    xp = array_module(weight, y)
+    kh, kw, c, f = weight.shape
+    shape, patch = Conv.of(geometry, len(y), size, c, f), (1, 1)
+    out_size = shape.out_height, shape.out_width
+    if geometry.is_patches and (out_size[0] * kh, out_size[1] * kw) == tuple(size):
+        shape, patch = Conv.of(Geometry(1), len(y), out_size, kh * kw * c, f), (kh, kw)
+    x = xp.empty((len(y), *size, c), np.float32)
+    # slices are added up in the order of the matrix, so patches are not cut; their K is short
+    plan = Plan.of(x.size // shape.channels, shape.channels, shape.kernel_h * shape.kernel_w * f,
+                   IMAGE_SLICES if patch == (1, 1) else 1)
+    _run("conv_transposed", plan, precision, (y, weight), x, (shape, *patch), bias)
+    return x
+
+
+def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str = "tf32") -> np.ndarray:
+    """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
+    xp = array_module(x, y)
+    (kh, kw), c, f = geometry.kernel, x.shape[3], y.shape[3]
+    shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
+    dw = xp.empty((kh, kw, c, f), np.float32)
+    plan = Plan.of(kh * kw * c, f, y.size // f, BLOCKS)
+    _run("conv_weight_grad", plan, precision, (x, y), dw, (shape,), with_epilogue=False)
+    return dw
+
+
+def _run(kernel: str, plan: Plan, precision: str, operands: tuple[Any, Any], out: Any, shape: tuple[Any, ...],
+         bias: Any = None, relu: bool = False, with_epilogue: bool = True) -> None:
+    """Launch a product into `out`, by way of its slices if there are several."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} on tensor cores; got {precision!r}")
+    operands = (_aligned(operands[0]), _aligned(operands[1]))
+    bias = None if bias is None else _aligned(bias)
+    unused = operands[1]                                # a pointer must point somewhere
+    with_bias, with_relu = int(bias is not None), int(relu)
+    bias = unused if bias is None else bias
+    whole = plan.slices == 1
+    target = out if whole else array_module(out).empty((plan.slices, out.size), np.float32)
+    arguments = [*operands, target, *shape, plan.length]
+    if with_epilogue:
+        flags = [with_bias, with_relu] if kernel == "conv_forward" else [with_bias]
+        arguments = [*operands, bias, target, *shape, *(f if whole else 0 for f in flags), plan.length]
+    launch(f"conv_tensorcore.{kernel}", *arguments, blocks=plan.blocks, shared=plan.tile.shared,
+           defines=plan.tile.defines(precision))
+    if not whole:
+        launch("conv_slices.sum_slices", target, bias, out, out.size, plan.slices, plan.n, with_bias, with_relu,
+               blocks=(-(-out.size // 32),))
+
+
+def _aligned(array: Any) -> Any:
+    """The array, or a copy if it does not begin at a multiple of 16 bytes, as the asynchronous copies want."""
+    return array if address(array) % 16 == 0 else array.copy()

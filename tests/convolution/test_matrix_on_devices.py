@@ -1,0 +1,99 @@
+"""`ConvMatrix` on the devices that run kernels: every algorithm is the same operator, chosen and refused as stated."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from minunet import ConvMatrix, Geometry
+from minunet.backend import device_of, to_device
+from tests.checks import assert_close, assert_triple_identity
+from tests.strategies import cases
+
+ALGORITHMS = ("direct", "im2col", "implicit")
+OPERAND_ROUNDING = {"tf32": 2.0**-11, "bf16": 2.0**-8}      # relative, to nearest
+
+
+class OnDevice:
+    """A ConvMatrix between host arrays, for the checks that know NumPy only."""
+
+    def __init__(self, device, weight, *arguments, **options):
+        self.matrix = ConvMatrix(to_device(weight, device), *arguments, **options)
+        self.device, self.weight = device, weight
+
+    def __matmul__(self, x):
+        return self._host(self.matrix @ to_device(x, self.device))
+
+    @property
+    def T(self):
+        transposed = OnDevice.__new__(OnDevice)
+        transposed.matrix, transposed.device = self.matrix.T, self.device
+        return transposed
+
+    def weight_grad(self, x, y):
+        return self._host(self.matrix.weight_grad(to_device(x, self.device), to_device(y, self.device)))
+
+    def _host(self, result):
+        assert device_of(result) == self.device
+        return to_device(result, "cpu")
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-10), (np.float32, 1e-5)])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=30)
+@given(case=cases())
+def test_triple_identity_and_the_cpu(device, algorithm, dtype, tolerance, case):
+    x, w, y = case.arrays(dtype)
+    A = OnDevice(device, w, case.geometry, case.size, algorithm=algorithm)
+    assert A.matrix.algorithm == algorithm
+    assert_triple_identity(A, x, y, tolerance)
+    reference = ConvMatrix(w, case.geometry, case.size, precision="float64")
+    for name, result, expected in (("A x", A @ x, reference @ x), ("Aᵀ y", A.T @ y, reference.T @ y),
+                                   ("weight_grad", A.weight_grad(x, y), reference.weight_grad(x, y))):
+        assert result.dtype == dtype
+        assert_close(result, expected, tolerance, f"{algorithm} {name} {case}")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("geometry", [Geometry(3, padding=1), Geometry(2, stride=2), Geometry(1),
+                                      Geometry((3, 2), (2, 1), (1, 0), (1, 2))], ids=str)
+def test_tensor_cores_to_the_rounding_of_operands(device, precision, geometry):
+    rng = np.random.default_rng(0)
+    size, c, f = (6, 8), 8, 12
+    x, w = rng.standard_normal((2, *size, c)), rng.standard_normal((*geometry.kernel, c, f))
+    y = rng.standard_normal((2, *geometry.output_size(size), f))
+    A = OnDevice(device, w.astype(np.float32), geometry, size, precision=precision)
+    assert A.matrix.algorithm == "tensorcore" and precision in repr(A.matrix)
+    reference, sizes = ConvMatrix(w, geometry, size), ConvMatrix(abs(w), geometry, size)
+    bound = 2.5 * OPERAND_ROUNDING[precision]               # two operands, and the float32 accumulation
+    for result, expected, scale in (
+            (A @ x.astype(np.float32), reference @ x, sizes @ abs(x)),
+            (A.T @ y.astype(np.float32), reference.T @ y, sizes.T @ abs(y)),
+            (A.weight_grad(x.astype(np.float32), y.astype(np.float32)), reference.weight_grad(x, y),
+             sizes.weight_grad(abs(x), abs(y)))):
+        assert (abs(result - expected) <= bound * scale + 1e-30).all()
+        assert abs(result - expected).max() > 1e-6          # it is not float32 that computed
+
+
+def test_the_choice(device):
+    def choice(channels, filters, **options):
+        weight = to_device(np.ones((3, 3, channels, filters), np.float32), device)
+        return ConvMatrix(weight, Geometry(3), (8, 8), **options).algorithm
+
+    assert choice(4, 8) == "implicit" and choice(4, 8, precision="tf32") == "tensorcore"
+    assert choice(3, 8, precision="bf16") == "implicit"             # not 16 bytes at a time
+    assert ConvMatrix(np.ones((3, 3, 1, 1)), Geometry(3), (8, 8)).algorithm == "im2col"
+    with pytest.raises(ValueError, match="'tensorcore' needs precision 'tf32' or 'bf16'.*3 channels and 8 filters"):
+        choice(3, 8, precision="tf32", algorithm="tensorcore")
+    with pytest.raises(ValueError, match="'direct' computes in float32 or float64; got precision 'tf32'"):
+        choice(4, 8, precision="tf32", algorithm="direct")
+    with pytest.raises(ValueError, match=f"algorithm must be one of auto, direct.* on the device {device}; got 'x'"):
+        choice(4, 8, algorithm="x")
+    with pytest.raises(ValueError, match="precision must be one of float32, float64 on the device cpu; got 'tf32'"):
+        ConvMatrix(np.ones((3, 3, 1, 1)), Geometry(3), (8, 8), precision="tf32")
+
+
+def test_an_image_of_another_device_is_refused(device):
+    A = ConvMatrix(to_device(np.ones((3, 3, 1, 1), np.float32), device), Geometry(3), (4, 4))
+    with pytest.raises(TypeError, match=f"on {device}.* on cpu"):
+        A @ np.ones((1, 4, 4, 1), np.float32)
+    np.testing.assert_array_equal(A.dense(), ConvMatrix(np.ones((3, 3, 1, 1)), Geometry(3), (4, 4)).dense())

@@ -1,0 +1,71 @@
+"""What only a real GPU can show (`pytest -m gpu`): the same bits in every run, no leaks, a run beside the CPU's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minunet import ConvMatrix, Geometry, Tensor, UNet, functional, optim
+from minunet.backend import to_device
+from minunet.cli import main
+from minunet.data.scenes import cell_scenes
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def cupy(device):
+    """CuPy, on the device cuda alone."""
+    if device != "cuda":
+        pytest.skip("of a real GPU")
+    return pytest.importorskip("cupy")
+
+
+def losses(device, steps, precision=None):
+    """The losses of a U-Net's first steps on made-up cells."""
+    images, masks = cell_scenes(np.random.default_rng(0), 8, (64, 64))
+    model = UNet(1, 1, base=8, depth=3).to(device, precision)
+    loss_of, optimizer = functional.loss_function("bce+dice"), optim.Adam(model.parameters(), lr=1e-3)
+    found = []
+    for step in range(steps):
+        rows = slice(4 * (step % 2), 4 * (step % 2) + 4)
+        loss = loss_of(model(Tensor(to_device(images[rows], device))), masks[rows][..., None])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return np.array(found), model.state_dict()
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_same_bits_in_every_run(precision):
+    (first, state), (second, other) = losses("cuda", 10, precision), losses("cuda", 10, precision)
+    assert first.tobytes() == second.tobytes()
+    assert all(state[name].tobytes() == other[name].tobytes() for name in state)
+
+
+def test_the_first_losses_are_the_cpus():
+    np.testing.assert_allclose(losses("cuda", 20)[0], losses("cpu", 20)[0], atol=1e-3)
+
+
+def test_ten_thousand_launches_leave_no_memory_behind(cupy):
+    A = ConvMatrix(cupy.ones((3, 3, 4, 4), np.float32), Geometry(3, padding=1), (8, 8))
+    x = cupy.ones((1, 8, 8, 4), np.float32)
+    for _ in range(100):
+        A @ x
+    cupy.cuda.Device().synchronize()
+    pool = cupy.get_default_memory_pool()
+    before = pool.total_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+    for _ in range(10_000):
+        A @ x
+    cupy.cuda.Device().synchronize()
+    assert pool.total_bytes() == before[0] and cupy.cuda.runtime.memGetInfo()[0] >= before[1] - (1 << 20)
+
+
+def test_the_demo_learns_as_on_the_cpu(tmp_path):
+    found = []
+    for device in ("cuda", "cpu"):
+        assert main(["demo", "--device", device, "--out", str(tmp_path / device)]) == 0
+        metrics = json.loads((tmp_path / device / "metrics.json").read_text())
+        found.append(metrics["over_all_pixels"]["iou"])
+    assert abs(found[0] - found[1]) < 0.02
