@@ -11,13 +11,16 @@ import sys
 import warnings
 
 from minunet import __version__
-from minunet.cli import apply, bench, kernels, learn, look
+from minunet.cli import apply, bench, gradcheck, kernels, learn, look
 from minunet.cuda import KernelError
 from minunet.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C.
+
+    A command whose answer can be no (gradcheck) returns its own code: 1.
+    """
     arguments = build_parser().parse_args(argv)
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # an overflow ends in a UserError
@@ -49,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minunet", description="A U-Net for semantic segmentation, from scratch.")
     parser.add_argument("--version", action="version", version=f"minunet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (look, learn, apply, kernels, bench):
+    for room in (look, learn, apply, gradcheck, kernels, bench):
         room.add_commands(commands)
     return parser
