@@ -42,7 +42,8 @@ def max_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
     for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
         if position > 0:
             candidate = view[:, :, :, i, j]
-            winners[candidate > y] = position
+            # a later position is a larger number, so the last to win is the maximum; quicker than a masked assignment
+            xp.maximum(winners, (candidate > y) * winners.dtype.type(position), out=winners)
             xp.maximum(y, candidate, out=y)                 # unlike `>`, carries a NaN on
     return y, Pooled(winners, geometry, x.shape[1:3])
 
