@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from minunet.geometry import Pair
 
-from .harness import Ceilings, Point, Timer
+from .harness import Ceilings, Timer
 from .memory import SMALL, bench_adam, bench_op, memory_ops
 from .peer import Peer
 from .products import Budget, Layer, Result, bench_layer
+from .show import Point
 
 
 class Case(NamedTuple):

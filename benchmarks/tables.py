@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .harness import Ceilings, share_bar, significant, table
+from .harness import Ceilings
 from .kernels import Case, all_results
 from .products import PRODUCTS, Layer, Result
+from .show import share_bar, significant, table
 
 
 def heading(layer: Layer, batch: int, number: int = 0) -> str:

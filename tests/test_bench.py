@@ -17,8 +17,8 @@ from minunet.errors import UserError
 from minunet.geometry import Geometry
 from tests import naive
 
-harness, kernels, memory, peer, products, tables = map(
-    bench.room, ("harness", "kernels", "memory", "peer", "products", "tables"))
+harness, kernels, memory, peer, products, show, tables = map(
+    bench.room, ("harness", "kernels", "memory", "peer", "products", "show", "tables"))
 CPU = harness.CpuTimer()
 SHORT = products.Budget(0.0, 2, 3)
 
@@ -342,14 +342,14 @@ def test_torch_computes_the_same_ops(torch):
 # ---- tables, file, picture
 
 def test_numbers_for_people():
-    assert [harness.significant(v) for v in (1234.5, 99.96, 12.34, 0.012345, 0.0, float("inf"))] == [
+    assert [show.significant(v) for v in (1234.5, 99.96, 12.34, 0.012345, 0.0, float("inf"))] == [
         "1,230", "100", "12.3", "0.0123", "-", "-"]
-    assert [harness.share_bar(s) for s in (0.0, 0.5, 1.0, 1.3)] == [
+    assert [show.share_bar(s) for s in (0.0, 0.5, 1.0, 1.3)] == [
         "..........   0%", "#####.....  50%", "########## 100%", "########## 130%"]
 
 
 def test_table():
-    text = harness.table(("name", "none", "value"), [("a", "", "1"), "a heading", ("long", "", "12345")], words=1)
+    text = show.table(("name", "none", "value"), [("a", "", "1"), "a heading", ("long", "", "12345")], words=1)
     assert text == "name  value\na         1\na heading\nlong  12345"
 
 
@@ -410,7 +410,7 @@ def test_what_stands_in_for_tensor_cores_is_float32():
 
 def test_json_has_every_figure(tmp_path):
     path = tmp_path / "b.json"
-    harness.write_json(path, {"machine": harness.machine("cpu"), **kernels.figures([gpu_case()], LIMITS)})
+    show.write_json(path, {"machine": harness.machine("cpu"), **kernels.figures([gpu_case()], LIMITS)})
     found = json.loads(path.read_text())
     assert {"date", "machine", "ceilings", "rows"} <= found.keys()
     assert {"processor", "threads", "numpy", "python", "blas"} <= found["machine"].keys()
@@ -426,5 +426,5 @@ def test_roofline(tmp_path):
     path = tmp_path / "roof.svg"
     points = kernels.points(gpu_case())
     assert len(points) == 27 and [p.label for p in points if p.label] == ["1", "2"]
-    harness.plot_roofline(path, points, LIMITS, "title")
+    show.plot_roofline(path, points, LIMITS, "title")
     assert path.stat().st_size > 10_000

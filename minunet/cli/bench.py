@@ -15,11 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from minunet.backend import DEVICES, cupy
-from minunet.cli.values import Commands, counted, positive, size
+from minunet.cli.values import PRECISIONS, Commands, counted, positive, size
 from minunet.cuda import resolve
 from minunet.errors import UserError
-
-PRECISIONS = ("float32", "tf32", "bf16")
 
 
 def room(name: str) -> Any:
@@ -134,7 +132,7 @@ def _describe(cases: Sequence[Any], precisions: Sequence[str], base: int | None)
 def _measure(arguments: argparse.Namespace, device: str, precisions: Sequence[str], against: Sequence[str],
              cases: Sequence[Any], base: int | None) -> None:
     """The limits are measured before and after all else: on a machine that others use too, the higher are nearer."""
-    harness, kernels, tables = room("harness"), room("kernels"), room("tables")
+    harness, kernels, show, tables = (room(name) for name in ("harness", "kernels", "show", "tables"))
     budget = room("products").Budget(*((0.02, 3, 4) if arguments.quick else ()))
     timers = {d: harness.timer_for(d) for d in dict.fromkeys([device, *(["cpu"] if "cpu" in against else [])])}
     machine = harness.machine(device, ["torch"] if "torch" in against else [])
@@ -155,8 +153,8 @@ def _measure(arguments: argparse.Namespace, device: str, precisions: Sequence[st
         if peer:
             ceilings[device] = ceilings[device].raised(peer.ceilings())
     for d, c in ceilings.items():
-        gemm = (f"{harness.significant(rate / 1e9)} GFLOP/s in {precision}" for precision, rate in c.gemm.items())
-        print(f"limits measured on {d}: copy {harness.significant(c.copy / 1e9)} GB/s (read and written), matrix "
+        gemm = (f"{show.significant(rate / 1e9)} GFLOP/s in {precision}" for precision, rate in c.gemm.items())
+        print(f"limits measured on {d}: copy {show.significant(c.copy / 1e9)} GB/s (read and written), matrix "
               f"product {', '.join(gemm)}")
     print(f"\n{tables.LEGEND}")
     for case in measured:
@@ -177,12 +175,12 @@ def _measure(arguments: argparse.Namespace, device: str, precisions: Sequence[st
     if arguments.json:
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
                    if name != "run"}
-        harness.write_json(arguments.json, {"command": "minunet bench kernels", "options": options, "machine": machine,
-                                            **kernels.figures(measured, ceilings)})
+        show.write_json(arguments.json, {"command": "minunet bench kernels", "options": options, "machine": machine,
+                                         **kernels.figures(measured, ceilings)})
     if arguments.plot:
-        harness.plot_roofline(arguments.plot, kernels.points(measured[0]), ceilings,
-                              f"Convolutions of a U-Net, {measured[0].size[0]}x{measured[0].size[1]} px, batch "
-                              f"{measured[0].batch}: each number is the table's")
+        show.plot_roofline(arguments.plot, kernels.points(measured[0]), ceilings,
+                           f"Convolutions of a U-Net, {measured[0].size[0]}x{measured[0].size[1]} px, batch "
+                           f"{measured[0].batch}: each number is the table's")
     _refuse(sum(not r.correct for r in results))
 
 

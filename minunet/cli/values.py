@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minunet.backend import DEVICES
+from minunet.convolution import tensor_cores
 from minunet.cuda import resolve
 from minunet.data import MaskOptions, Survey, survey
 from minunet.data.files import CHANNELS
@@ -121,6 +122,7 @@ def colors(text: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(value for value, _ in found), tuple(name for _, name in found) if named else ()
 
 
+PRECISIONS = ("float32", *tensor_cores.PRECISIONS)
 positive = whole(1)
 rate = number(0, float("inf"), "a number above 0")
 share = number(0, 1, "a number from 0 and below 1", low_too=True)
@@ -185,7 +187,7 @@ def add_device(parser: argparse.ArgumentParser, precision: bool = True) -> None:
     parser.add_argument("--device", choices=(*DEVICES, "auto"), default="auto", help="where to compute: cuda is a GPU, "
                         "sim a simulated one (slow), auto a GPU if there is one, else cpu (%(default)s)")
     if precision:
-        parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32", help="of the "
+        parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the "
                             "convolutions' products; tf32 and bf16 are for a GPU's tensor cores (%(default)s)")
 
 

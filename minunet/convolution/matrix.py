@@ -29,8 +29,8 @@ from minunet.convolution import im2col, kernels, tensor_cores
 from minunet.convolution.explicit import sparse_matrix
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
 
-ALGORITHMS = {"cpu": ("auto", "im2col"), "gpu": ("auto", "direct", "im2col", "implicit", "tensorcore")}
-PRECISIONS = {"cpu": ("float32", "float64"), "gpu": ("float32", "float64", "tf32", "bf16")}
+ALGORITHMS = {"cpu": ("auto", "im2col"), "gpu": ("auto", *kernels.ALGORITHMS, "tensorcore")}
+PRECISIONS = {"cpu": ("float32", "float64"), "gpu": ("float32", "float64", *tensor_cores.PRECISIONS)}
 DENSE_LIMIT = 1 << 28       # elements; 1 GiB in float32, 2 in float64
 
 
@@ -167,7 +167,7 @@ class ConvMatrix:
         """The algorithm for "auto"; of the others, whether this case and precision are theirs."""
         if self.device == "cpu":
             return "im2col"
-        rounded = self.precision in ("tf32", "bf16")
+        rounded = self.precision in tensor_cores.PRECISIONS
         fits = tensor_cores.fits(*self.weight.shape[2:])
         if algorithm == "auto":
             return "tensorcore" if rounded and fits else "implicit"

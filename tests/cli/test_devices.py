@@ -7,7 +7,7 @@ import pytest
 
 from minunet import backend
 from minunet.cli import main
-from tests.cli.helpers import evaluate, files_below, pixels, predict, refused, train
+from tests.cli.helpers import evaluate, files_below, look_at_run, pixels, predict, refused, train
 
 SMALL = ("--base", "2", "--depth", "1", "--crop", "8x8", "--batch", "2", "--epochs", "1")
 
@@ -26,6 +26,14 @@ def test_train_evaluate_and_predict_on_the_simulated_gpu(here, capsys):
             assert (pixels(f"out/{path}") != pixels(f"cpu/{path}")).mean() < 0.01
     assert main(evaluate("--device", "sim", net=net)) == 0
     assert "IoU" in capsys.readouterr().out
+
+
+def test_the_test_figures_are_computed_there_too(here, monkeypatch):
+    run = look_at_run(monkeypatch, *train("--device", "sim", "--precision", "bf16", tiny=SMALL))
+    list(run.epochs())
+    run.finish()
+    model = run.checkpoint.model
+    assert (model.device, model.head.precision) == ("sim", "bf16")
 
 
 def test_a_run_goes_on_on_another_device(here, capsys):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 
 from minunet import ConvMatrix, Geometry
 from minunet.backend import device_of, to_device
+from minunet.ops import conv
 from tests.checks import assert_close, assert_triple_identity
 from tests.strategies import cases
 
@@ -72,6 +73,21 @@ def test_tensor_cores_to_the_rounding_of_operands(device, precision, geometry):
              sizes.weight_grad(abs(x), abs(y)))):
         assert (abs(result - expected) <= bound * scale + 1e-30).all()
         assert abs(result - expected).max() > 1e-6          # it is not float32 that computed
+
+
+@pytest.mark.parametrize("op, arguments", [(conv.conv2d, {"padding": 1}), (conv.conv_transpose2d, {"stride": 2})])
+def test_ops_compute_in_the_precision_that_they_are_given(device, op, arguments):
+    """The result and both products of the backward."""
+    rng = np.random.default_rng(0)
+    x, w, dy = (to_device(rng.standard_normal(shape, dtype=np.float32), device)
+                for shape in ((1, 4, 4, 8), (3, 3, 8, 8), (1, *((4, 4) if op is conv.conv2d else (9, 9)), 8)))
+    backward = conv.conv2d_backward if op is conv.conv2d else conv.conv_transpose2d_backward
+    results = {}
+    for precision in ("float32", "tf32"):
+        y, cache = op(x, w, precision=precision, **arguments)
+        results[precision] = [to_device(a, "cpu") for a in (y, *backward(dy, cache, (True, True, False))[:2])]
+    for exact, rounded in zip(results["float32"], results["tf32"], strict=True):
+        assert 1e-5 < abs(exact - rounded).max() / abs(exact).max() < 1e-2
 
 
 def test_the_choice(device):
