@@ -19,12 +19,10 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +31,6 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minunet import parallel
 from minunet.backend import cupy, module_of
-from minunet.cli.bench import room
 
 # ---- time
 
@@ -239,28 +236,6 @@ def gemm_precision(device: str, precision: str) -> Iterator[None]:
         yield
     finally:
         routines.set_compute_type(np.float32, before)
-
-
-# ---- the other side
-
-class Side:
-    """A process of its own for the other side of a comparison.
-
-    In one process PyTorch's idle threads slow down whoever works beside them. The two sides' calls alternate, and so
-    one waits while the other works.
-    """
-
-    def __init__(self) -> None:
-        # the new process must know where `minunet.benchmarks` is before it can unpickle a function of it
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), initializer=room, initargs=("harness",))
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(*arguments) over there; both must be picklable. Its exception is raised here."""
-        return self._process.submit(function, *arguments).result()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.shutdown()
 
 
 # ---- the machine

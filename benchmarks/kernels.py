@@ -10,7 +10,7 @@ from minunet.geometry import Pair
 from .harness import Ceilings, Timer
 from .memory import SMALL, bench_adam, bench_op, memory_ops
 from .peer import Peer
-from .products import Budget, Layer, Result, bench_layer
+from .products import Budget, Layer, OurProducts, Result, bench_layer
 from .show import Point
 
 
@@ -24,18 +24,21 @@ class Case(NamedTuple):
 
 
 def bench_case(layers: Sequence[Layer], size: Pair, batch: int, timers: Mapping[str, Timer], precisions: Sequence[str],
-               budget: Budget, peer: Peer | None, base: int | None, done: Callable[[str], None]) -> Case:
+               budget: Budget, peer: Peer | None, base: int | None, done: Callable[[str], None],
+               means: Sequence[float] = ()) -> Case:
     """All layers, and for a base of the net its other kernels too: on each device with its timer, by each side in turn.
 
     The first device computes in each precision, the others in float32. done is called with the name of what is next.
+    With means of x and y, the products' error beside their largest element of magnitudes is asked for there, too.
     """
     case = Case(size, batch, [], [])
     first = next(iter(timers))
     for layer in layers:
         done(f"{layer}")
-        results = [r for device, timer in timers.items() for r in bench_layer(
-            layer, batch, device, precisions if device == first else ("float32",), timer, budget)]
-        case.layers.append((layer, results + (peer.layer(layer, batch) if peer else [])))
+        sides: list[Any] = [OurProducts(layer, batch, device, precisions if device == first else ("float32",), timer,
+                                        budget, means) for device, timer in timers.items()]
+        sides += [peer.products(layer, batch, means)] if peer else []
+        case.layers.append((layer, bench_layer(sides, budget.turns)))
     if base:
         theirs = peer.ops(size, batch, base) if peer else {}
         for op, small in zip(memory_ops(size, batch, base), memory_ops(*SMALL)):
@@ -63,8 +66,7 @@ def figures(cases: Sequence[Case], ceilings: Mapping[str, Ceilings]) -> dict[str
                      "kernel": layer.geometry.kernel, "stride": layer.geometry.stride}
             rows += [{**common, "layer": str(layer), **about, **r.as_dict(ceilings)} for r in results]
         rows += [{**common, "kernel": name, **r.as_dict(ceilings)} for name, results in case.ops for r in results]
-    return {"ceilings": {device: {"copy_bytes_per_s": c.copy, "gemm_flop_per_s": dict(c.gemm)}
-                         for device, c in ceilings.items()}, "rows": rows}
+    return {"rows": rows}
 
 
 def points(case: Case) -> list[Point]:

@@ -48,7 +48,7 @@ def describe_layer(layer: Layer, batch: int, precisions: Sequence[str]) -> list[
     weight, x, y = (sim.empty(shape, np.float32) for shape in layer.shapes(batch))
     found = []
     for precision in precisions:
-        for algorithm, (A,) in matrices_of(layer, "sim", precision, [weight]):
+        for algorithm, A, _ in matrices_of(layer, "sim", precision, weight):
             for product in PRODUCTS:
                 with _launches_only() as (launches, gemms):
                     compute(product, A, x, y)
@@ -78,7 +78,7 @@ def _errors(layer: Layer, precisions: tuple[str, ...]) -> dict[tuple[str, str, s
     truths = {product: truth(layer, product, host[0], host[1], host[2], rng) for product in PRODUCTS}
     weight, x, y = (to_device(array, "sim") for array in host)
     return {(product, algorithm, precision): truths[product].error(to_host(compute(product, A, x, y)))
-            for precision in precisions for algorithm, (A,) in matrices_of(layer, "sim", precision, [weight])
+            for precision in precisions for algorithm, A, _ in matrices_of(layer, "sim", precision, weight)
             for product in PRODUCTS}
 
 

@@ -1,8 +1,9 @@
-"""PyTorch beside minunet: the same products and ops of the same numbers, in a process of its own, channels last."""
+"""PyTorch beside minunet: the same products and ops of the same numbers, in a process of its own."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +15,10 @@ from minunet import parallel
 from minunet.errors import UserError
 from minunet.geometry import Pair
 
-from .harness import Ceilings, Side, first_call, measure, timer_for
+from .harness import Ceilings, first_call, measure, timer_for
 from .memory import SMALL, Op, cotangent, difference, draw, listed, memory_ops, moved, runs_of
-from .products import PRODUCTS, TOLERANCE, Budget, Layer, Result, images, truth, verified
+from .processes import Remote, Side
+from .products import PRODUCTS, TOLERANCE, Budget, Layer, Products, Result, Way
 
 
 def require_torch() -> None:
@@ -25,46 +27,60 @@ def require_torch() -> None:
         raise UserError("--against torch needs PyTorch, which is not installed: pip install 'minunet[peers]'")
 
 
-def torch_layer(layer: Layer, batch: int, device: str, precision: str, budget: Budget) -> list[Result]:
-    """PyTorch's three products, channels last: of bfloat16 tensors for bf16, of float32 ones for the others.
+FORMAT_WORDS = {"channels_last": "channels last", "contiguous_format": "contiguous"}
+MEMORY_FORMATS = {"cpu": ("channels_last", "contiguous_format"), "cuda": ("channels_last",)}
 
-    Runs in a process of its own (`harness.Side`). On a GPU cuDNN chooses its algorithm by trying, in the first call.
+
+class TorchProducts(Products):
+    """By PyTorch: of bfloat16 tensors for bf16, of float32 ones for the others, in each memory format.
+
+    On a GPU cuDNN chooses its algorithm by trying, in the first call.
     """
-    torch = _torch(device, precision)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    weight, x, y, rng = images(layer, batch)
-    timer, g = timer_for(device), layer.geometry
-    itemsize = dtype.itemsize
 
-    def tensor(array: np.ndarray, axes: tuple[int, ...]) -> Any:
-        return torch.tensor(array).permute(axes).to(device, dtype, copy=True, memory_format=torch.channels_last)
+    def __init__(self, layer: Layer, batch: int, device: str, precisions: Sequence[str], budget: Budget,
+                 means: Sequence[float] = ()):
+        self._torch, self._device, self._precisions = torch_for(device), device, precisions
+        super().__init__(layer, batch, timer_for(device), budget, 2 if "bf16" in precisions else 4, means)
 
-    sets = [(tensor(weight, (3, 2, 0, 1)), tensor(x, (0, 3, 1, 2)), tensor(y, (0, 3, 1, 2)))
-            for _ in range(budget.sets_of(layer.nbytes(batch, itemsize), timer))]
-    settings = (list(g.stride), list(g.padding), list(g.dilation), False, [0, 0], 1)
+    def ways(self, weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[Way]:
+        """The three products in each precision and memory format."""
+        torch, g = self._torch, self.layer.geometry
+        settings = (list(g.stride), list(g.padding), list(g.dilation), False, [0, 0], 1)
 
-    def gradients(w: Any, x: Any, y: Any, of_x: bool) -> Any:
-        found = torch.ops.aten.convolution_backward(y, x, w, None, *settings, [of_x, not of_x, False])
-        return found[0] if of_x else found[1]
+        def forward(w: Any, x: Any, y: Any) -> Any:
+            with torch.no_grad():
+                return torch.nn.functional.conv2d(x, w, None, *settings[:3])
 
-    run: dict[str, Callable[..., Any]] = {
-        "A x": lambda w, x, y: torch.nn.functional.conv2d(x, w, None, *settings[:3]),
-        "Aᵀ y": partial(gradients, of_x=True), "dw": partial(gradients, of_x=False)}
-    results = []
-    with torch.no_grad():
-        for product in PRODUCTS:
-            axes = (2, 3, 1, 0) if product == "dw" else (0, 2, 3, 1)
-            result = Result(product, "PyTorch", device, "cuDNN" if device == "cuda" else "oneDNN", precision,
-                            layer.flop(batch), layer.nbytes(batch, itemsize), float("nan"), TOLERANCE[precision], 0.0)
-            results.append(verified(result, [partial(run[product], *tensors) for tensors in sets],
-                                    lambda t: t.float().cpu().permute(axes).numpy(),
-                                    truth(layer, product, weight, x, y, rng), timer, budget))
-    return results
+        def gradients(w: Any, x: Any, y: Any, of_x: bool) -> Any:
+            found = torch.ops.aten.convolution_backward(y, x, w, None, *settings, [of_x, not of_x, False])
+            return found[0] if of_x else found[1]
+
+        def run(product: str, precision: str, *tensors: Any) -> Any:
+            set_tf32(torch, precision == "tf32")
+            return forward(*tensors) if product == "A x" else gradients(*tensors, of_x=product == "Aᵀ y")
+
+        found = []
+        library = "cuDNN" if self._device == "cuda" else "oneDNN"
+        for precision, memory_format in itertools.product(self._precisions, MEMORY_FORMATS[self._device]):
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            tensors = [torch.tensor(array).permute(axes).to(self._device, dtype, copy=True,
+                                                            memory_format=getattr(torch, memory_format))
+                       for array, axes in ((weight, (3, 2, 0, 1)), (x, (0, 3, 1, 2)), (y, (0, 3, 1, 2)))]
+            name = f"{library}, {FORMAT_WORDS[memory_format]}"
+            found += [Way(self.result(product, "PyTorch", self._device, name, precision, dtype.itemsize),
+                          partial(run, product, precision, *tensors)) for product in PRODUCTS]
+        return found
+
+    def to_host(self, computed: Any, result: Result) -> np.ndarray:
+        """(N, C, H, W) to (N, H, W, C); of a weight (F, C, KH, KW) to (KH, KW, C, F)."""
+        axes = (2, 3, 1, 0) if result.what == "dw" else (0, 2, 3, 1)
+        return computed.float().cpu().permute(axes).numpy()
 
 
 def torch_gemm(device: str, precision: str, quick: bool) -> float:
     """FLOP/s of PyTorch's large matrix product: where it is faster than the array library's, it is the ceiling."""
-    torch = _torch(device, precision)
+    torch = torch_for(device)
+    set_tf32(torch, precision == "tf32")
     n = 8192 if device == "cuda" else 512 if quick else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -73,7 +89,8 @@ def torch_gemm(device: str, precision: str, quick: bool) -> float:
 
 def torch_ops(size: Pair, batch: int, base: int, device: str, budget: Budget) -> dict[str, list[Result]]:
     """PyTorch's forward and backward of those of `memory_ops` that it has with the same meaning, by their names."""
-    torch, timer = _torch(device, "float32"), timer_for(device)
+    torch, timer = torch_for(device), timer_for(device)
+    set_tf32(torch, False)
     f = torch.nn.functional
     theirs: dict[str, Callable[..., Any]] = {
         "ReLU": f.relu, "max pool 2x2": partial(f.max_pool2d, kernel_size=2),
@@ -117,40 +134,37 @@ def torch_ops(size: Pair, batch: int, base: int, device: str, budget: Budget) ->
     return found
 
 
-class Peer:
+class Peer(Side):
     """PyTorch on a device, in a process of its own, which works while this one waits."""
 
     def __init__(self, device: str, precisions: Sequence[str], budget: Budget, quick: bool):
-        self._side = Side()
+        super().__init__()
         self._device, self._precisions, self._budget, self._quick = device, precisions, budget, quick
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._side.close()
 
     def ceilings(self) -> Ceilings:
         """PyTorch's large matrix products, which may be faster than the array library's."""
-        return Ceilings(0.0, {p: self._side.call(torch_gemm, self._device, p, self._quick) for p in self._precisions})
+        return Ceilings(0.0, {p: self.call(torch_gemm, self._device, p, self._quick) for p in self._precisions})
 
-    def layer(self, layer: Layer, batch: int) -> list[Result]:
-        """The products of a layer."""
-        return [r for p in self._precisions
-                for r in self._side.call(torch_layer, layer, batch, self._device, p, self._budget)]
+    def products(self, layer: Layer, batch: int, means: Sequence[float]) -> Remote:
+        """The `TorchProducts` of a layer, until the next one's are made."""
+        return self.make(TorchProducts, layer, batch, self._device, self._precisions, self._budget, means)
 
     def ops(self, size: Pair, batch: int, base: int) -> dict[str, list[Result]]:
         """The kernels that move memory."""
-        return self._side.call(torch_ops, size, batch, base, self._device, self._budget)
+        return self.call(torch_ops, size, batch, base, self._device, self._budget)
 
 
-def _torch(device: str, precision: str) -> Any:
-    """PyTorch, set to this precision and to as many threads as minunet takes."""
+def torch_for(device: str) -> Any:
+    """PyTorch, set to as many threads as minunet takes."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--against torch: this PyTorch cannot use the GPU (is it the build for the CPU?)")
     torch.set_num_threads(parallel.threads())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
     return torch
+
+
+def set_tf32(torch: Any, allowed: bool) -> None:
+    """Whether products of float32 tensors on a GPU may round their operands to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed

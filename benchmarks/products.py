@@ -1,7 +1,13 @@
 """The three products of each of a U-Net's convolutions: verified against float64, then timed.
 
-The elements verified are computed from the definition by NumPy. Work is counted in one way for every algorithm: a
-product of A (OH·OW·F, H·W·C) with N images takes
+The elements verified are computed from the definition by NumPy. Two errors are told: as vectors,
+
+    ‖result − float64‖ / ‖float64‖,
+
+and the largest beside the largest element of the same product of |weight|, |x| and |y|, which is what a sum of rounded
+terms can be off by, also where means that are many standard deviations from 0 cancel.
+
+Work is counted in one way for every algorithm: a product of A (OH·OW·F, H·W·C) with N images takes
 
     2 · N · OH · OW · KH · KW · C · F  FLOP   (windows that reach into the padding count in full)
 
@@ -31,6 +37,9 @@ CHANNELS, CLASSES = 3, 2            # of the net's images and logits
 # ‖result − float64‖ / ‖float64‖ that is still rounding. TF32 keeps 11 significant bits of each operand, BF16 8: about
 # 3e-4 and 2e-3. So float32 products that a library silently rounds to TF32 are found.
 TOLERANCE = {"float32": 1e-4, "tf32": 2e-3, "bf16": 2e-2}
+# of the other measure of error, the most that a fast algorithm for float32 may have
+BOUNDS = {"A x": 2e-5, "Aᵀ y": 2e-5, "dw": 1e-4}
+MEANS = (0.0, 10.0, 100.0)          # of x and y, in standard deviations, at which it is asked for
 SAMPLES = 32                        # pixels whose every channel is verified; all of them where there are few
 
 
@@ -76,7 +85,7 @@ class Layer:
         return f"{self.channels} -> {self.filters}, {kh}x{kw}, {h}x{w} px"
 
 
-def unet_layers(size: Pair, base: int, depth: int = 4) -> list[Layer]:
+def unet_layers(size: Pair, base: int, depth: int = 4, classes: int = CLASSES) -> list[Layer]:
     """The different convolutions of a U-Net in the order of their first places, for images of this size in px."""
     if size[0] % 2**depth or size[1] % 2**depth:
         raise UserError(f"--size: height and width must be multiples of {2**depth}, because the net halves them "
@@ -97,16 +106,22 @@ def unet_layers(size: Pair, base: int, depth: int = 4) -> list[Layer]:
         add(f"up.{place}.up", widths[level], widths[level + 1], two, level)
         add(f"up.{place}.convs.conv1", 2 * widths[level], widths[level], three, level)
         add(f"up.{place}.convs.conv2", widths[level], widths[level], three, level)
-    add("head", base, CLASSES, one, 0)
+    add("head", base, classes, one, 0)
     return [Layer(tuple(names), *key) for key, names in places.items()]
 
 
 class Budget(NamedTuple):
-    """How long and how often at least to repeat each measurement, on how many sets of inputs at most."""
+    """How long and how often at least to repeat each measurement, in how many turns, on how many sets of inputs."""
 
     seconds: float = 0.3
     least: int = 5
-    sets: int = 256
+    sets: int = 256                 # at most
+    turns: int = 3
+
+    @property
+    def turn(self) -> Budget:
+        """Of a single turn."""
+        return self._replace(seconds=self.seconds / self.turns, least=-(-self.least // self.turns), turns=1)
 
     def sets_of(self, nbytes: int, timer: Timer) -> int:
         """Sets of inputs of this size."""
@@ -132,11 +147,13 @@ class Result:
     tolerance: float
     first: float                    # seconds of the first call, with compilation
     timing: Timing | None = None
+    chosen: bool = False            # whether "auto" takes this algorithm for this layer
+    bound_error: float | None = None        # max |result − float64| / max of the product of magnitudes
 
     @property
     def correct(self) -> bool:
         """Whether it was verified; NaN is not."""
-        return self.error <= self.tolerance
+        return self.error <= self.tolerance and (self.bound_error is None or self.bound_error <= BOUNDS[self.what])
 
     @property
     def seconds(self) -> float:
@@ -152,7 +169,9 @@ class Result:
     def as_dict(self, ceilings: Mapping[str, Ceilings]) -> dict[str, Any]:
         """For JSON; the share of the limit too."""
         found = {name: getattr(self, name) for name in ("what", "side", "device", "algorithm", "precision", "flop",
-                                                        "nbytes", "error", "tolerance", "correct")}
+                                                        "nbytes", "error", "tolerance", "correct", "chosen")}
+        if self.bound_error is not None:
+            found["bound_error"] = self.bound_error
         found["first_call_s"] = self.first
         if self.timing:
             found |= {**self.timing.as_dict(), "flop_per_s": self.flop / self.seconds,
@@ -173,6 +192,7 @@ class Truth(NamedTuple):
 
     where: tuple[Any, ...]
     values: np.ndarray
+    largest: float                  # of these elements, in the product of magnitudes
 
     def error(self, result: np.ndarray) -> float:
         """‖result − truth‖ / ‖truth‖ over these elements; NaN if any number of the whole result is not finite."""
@@ -180,6 +200,10 @@ class Truth(NamedTuple):
             return float("nan")
         difference = np.linalg.norm(result[self.where] - self.values)
         return float(difference / max(np.linalg.norm(self.values), np.finfo(np.float64).tiny))
+
+    def bound_error(self, result: np.ndarray) -> float:
+        """max |result − truth| over these elements, beside the largest of the product of magnitudes."""
+        return float(np.abs(result[self.where] - self.values).max() / self.largest)
 
 
 def truth(layer: Layer, product: str, weight: np.ndarray, x: np.ndarray, y: np.ndarray,
@@ -190,11 +214,23 @@ def truth(layer: Layer, product: str, weight: np.ndarray, x: np.ndarray, y: np.n
 
     read as a sum over the window (A x), over the windows that hold a pixel (Aᵀ y), or over all pixels (dw).
     """
+    if product == "dw":
+        *taps, f = *_sampled(weight.shape[:3], 8, rng), *_sampled(weight.shape[3:], 8, rng)
+        where = (*(axis[:, None] for axis in taps), f)
+    else:
+        where = _sampled((x if product == "Aᵀ y" else y).shape[:3], SAMPLES, rng)
+    values, sums = (_elements(layer, product, where, *arrays)
+                    for arrays in ((weight, x, y), map(np.abs, (weight, x, y))))
+    return Truth(where, values, float(sums.max()))
+
+
+def _elements(layer: Layer, product: str, where: tuple[np.ndarray, ...], weight: np.ndarray, x: np.ndarray,
+              y: np.ndarray) -> np.ndarray:
+    """The product's elements there, in float64."""
     g = layer.geometry
     stride, padding, dilation = np.array(g.stride), np.array(g.padding), np.array(g.dilation)
     if product == "dw":
-        kh, kw, c = _sampled(weight.shape[:3], 8, rng)
-        (f,) = _sampled(weight.shape[3:], 8, rng)
+        (kh, kw, c), f = (axis[:, 0] for axis in where[:3]), where[3]
         values = np.zeros((len(c), len(f)))
         for image in range(len(x)):
             for i, (tap, channel) in enumerate(zip(np.stack([kh, kw], 1), c)):
@@ -204,10 +240,10 @@ def truth(layer: Layer, product: str, weight: np.ndarray, x: np.ndarray, y: np.n
                               columns * g.stride[1] - g.padding[1] + tap[1] * g.dilation[1])
                 values[i] += np.tensordot(x[image, ..., channel][at_x].astype(np.float64),
                                           y[image][np.ix_(rows, columns, f)].astype(np.float64), 2)
-        return Truth((kh[:, None], kw[:, None], c[:, None], f), values)
-    source, target, matrix = (x, y, weight) if product == "A x" else (y, x, weight.swapaxes(2, 3))
-    n, h, w = _sampled(target.shape[:3], SAMPLES, rng)
-    values = np.zeros((len(n), target.shape[3]))
+        return values
+    source, matrix = (x, weight) if product == "A x" else (y, weight.swapaxes(2, 3))
+    n, h, w = where
+    values = np.zeros((len(n), matrix.shape[3]))
     for kernel_pixel in np.ndindex(g.kernel):
         tap = np.array(kernel_pixel)
         if product == "A x":
@@ -220,7 +256,7 @@ def truth(layer: Layer, product: str, weight: np.ndarray, x: np.ndarray, y: np.n
         inside &= ((at >= 0) & (at < source.shape[1:3])).all(1)
         found = source[n[inside], at[inside, 0], at[inside, 1]].astype(np.float64)
         values[inside] += found @ matrix[kernel_pixel].astype(np.float64)
-    return Truth((n, h, w), values)
+    return values
 
 
 def _sampled(shape: Sequence[int], count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -237,14 +273,89 @@ def _windows_inside(windows: int, stride: int, padding: int, offset: int, size: 
     return np.flatnonzero((at >= 0) & (at < size))
 
 
-def images(layer: Layer, batch: int) -> tuple[Any, Any, Any, np.random.Generator]:
-    """weight, x and y of random numbers, the same in every process, and the generator that drew them."""
+def images(layer: Layer, batch: int, mean: float = 0.0) -> tuple[Any, Any, Any, np.random.Generator]:
+    """weight, x and y of random numbers, the same in every process, and the generator that drew them.
+
+    x and y have the standard deviation 1 about this mean.
+    """
     rng = np.random.default_rng([layer.channels, layer.filters, *layer.geometry.kernel, *layer.size, batch])
     weight, x, y = (rng.standard_normal(shape, np.float32) for shape in layer.shapes(batch))
-    return weight, x, y, rng
+    return weight, x + np.float32(mean), y + np.float32(mean), rng
 
 
 # ---- the three products
+
+class Way(NamedTuple):
+    """One product by one algorithm: a result that nothing is known of yet, and the run that makes it."""
+
+    result: Result
+    run: Callable[[], Any]
+
+
+class Products:
+    """A layer's products by one side: verified when made, then timed turn by turn.
+
+    A side says how to compute them: `ways`, of weight, x and y, and `to_host`.
+    """
+
+    def __init__(self, layer: Layer, batch: int, timer: Timer, budget: Budget, itemsize: int = 4,
+                 means: Sequence[float] = ()):
+        self.layer, self.batch, self._timer, self._budget = layer, batch, timer, budget
+        *host, rng = images(layer, batch)
+        sets = [self.ways(*host) for _ in range(budget.sets_of(layer.nbytes(batch, itemsize), timer))]
+        self._runs = [[way.run for way in same] for same in zip(*sets)]
+        truths = {product: truth(layer, product, *host, rng) for product in PRODUCTS}
+        self._results = []
+        for way in sets[0]:
+            computed, first = first_call(way.run, timer)
+            self._results.append(replace(way.result, first=first,
+                                         error=truths[way.result.what].error(self.to_host(computed, way.result))))
+        for number, worst in enumerate(np.max([self._bound_errors(mean) for mean in means], 0) if means else ()):
+            self._results[number] = replace(self._results[number], bound_error=float(worst))
+
+    def _bound_errors(self, mean: float) -> list[float]:
+        """Of each result, at this mean of x and y."""
+        *host, rng = images(self.layer, self.batch, mean)
+        truths = {product: truth(self.layer, product, *host, rng) for product in PRODUCTS}
+        return [truths[result.what].bound_error(self.to_host(way.run(), result))
+                for way, result in zip(self.ways(*host), self._results)]
+
+    def ways(self, weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[Way]:
+        """Each product by each algorithm, on copies of these arrays."""
+        raise NotImplementedError
+
+    def to_host(self, computed: Any, result: Result) -> np.ndarray:
+        """What a run made, in minunet's order of axes."""
+        raise NotImplementedError
+
+    def result(self, product: str, side: str, device: str, algorithm: str, precision: str, itemsize: int = 4,
+               chosen: bool = False) -> Result:
+        """Of this layer's product, with its work and nothing else."""
+        return Result(product, side, device, algorithm, precision, self.layer.flop(self.batch),
+                      self.layer.nbytes(self.batch, itemsize), float("nan"), TOLERANCE[precision], 0.0, chosen=chosen)
+
+    def results(self) -> list[Result]:
+        """Verified, without times."""
+        return self._results
+
+    def times(self, number: int) -> tuple[float, ...]:
+        """The times of one turn of a result, by its number."""
+        return self._budget.turn.time(self._runs[number], self._timer).times
+
+
+def bench_layer(sides: Sequence[Any], turns: int) -> list[Result]:
+    """The results of each side's `Products`, here or in another process; what is right is timed, in turns."""
+    results = [(side, number, result) for side in sides for number, result in enumerate(side.results())]
+    times: dict[int, list[float]] = {}
+    for product in PRODUCTS:
+        rivals = [(i, side, number) for i, (side, number, result) in enumerate(results)
+                  if result.what == product and result.correct]
+        for _ in range(turns):
+            for i, side, number in rivals:
+                times.setdefault(i, []).extend(side.times(number))
+    return [replace(result, timing=Timing(tuple(times[i]))) if i in times else result
+            for i, (_, _, result) in enumerate(results)]
+
 
 def algorithms(device: str, precision: str) -> tuple[str, ...]:
     """Those of ConvMatrix on this device that compute in this precision, in the order of the ladder."""
@@ -252,28 +363,37 @@ def algorithms(device: str, precision: str) -> tuple[str, ...]:
     return tuple(a for a in every if (a == "tensorcore") == (precision != "float32"))
 
 
-def bench_layer(layer: Layer, batch: int, device: str, precisions: Sequence[str], timer: Timer, budget: Budget
-                ) -> Iterator[Result]:
-    """Each product by each algorithm that takes this layer."""
-    weight, x, y, rng = images(layer, batch)
-    truths = {product: truth(layer, product, weight, x, y, rng) for product in PRODUCTS}
-    sets = [tuple(to_device(array.copy(), device) for array in (weight, x, y))
-            for _ in range(budget.sets_of(layer.nbytes(batch), timer))]
-    for precision in precisions:
-        for algorithm, matrices in matrices_of(layer, device, precision, [w for w, _, _ in sets]):
-            for product in PRODUCTS:
-                runs = [partial(compute, product, A, x, y) for A, (_, x, y) in zip(matrices, sets)]
-                result = Result(product, "minunet", device, algorithm, precision, layer.flop(batch),
-                                layer.nbytes(batch), float("nan"), TOLERANCE[precision], 0.0)
-                yield verified(result, runs, to_host, truths[product], timer, budget)
+class OurProducts(Products):
+    """By minunet on a device, in each precision by each algorithm that takes the layer."""
+
+    def __init__(self, layer: Layer, batch: int, device: str, precisions: Sequence[str], timer: Timer, budget: Budget,
+                 means: Sequence[float] = ()):
+        self._device, self._precisions = device, precisions
+        super().__init__(layer, batch, timer, budget, means=means)
+
+    def ways(self, weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[Way]:
+        """Each product by each algorithm, on copies of these arrays."""
+        weight, x, y = (to_device(array.copy(), self._device) for array in (weight, x, y))
+        return [Way(self.result(product, "minunet", self._device, algorithm, precision, chosen=chosen),
+                    partial(compute, product, A, x, y))
+                for precision in self._precisions
+                for algorithm, A, chosen in matrices_of(self.layer, self._device, precision, weight)
+                for product in PRODUCTS]
+
+    def to_host(self, computed: Any, result: Result) -> np.ndarray:
+        """It has minunet's order."""
+        return to_host(computed)
 
 
-def matrices_of(layer: Layer, device: str, precision: str, weights: Sequence[Any]
-                ) -> Iterator[tuple[str, list[ConvMatrix]]]:
-    """The matrices of these weights by each algorithm that takes the layer; tensor cores copy 4 channels at a time."""
+def matrices_of(layer: Layer, device: str, precision: str, weight: Any) -> Iterator[tuple[str, ConvMatrix, bool]]:
+    """The matrix of a weight by each algorithm that takes the layer, and whether "auto" chooses that.
+
+    Tensor cores copy 4 channels at a time; Winograd's is for 3x3 windows of stride 1.
+    """
+    auto = ConvMatrix(weight, layer.geometry, layer.size, precision=precision).algorithm
     for algorithm in algorithms(device, precision):
         try:
-            yield algorithm, [ConvMatrix(w, layer.geometry, layer.size, algorithm, precision) for w in weights]
+            yield algorithm, ConvMatrix(weight, layer.geometry, layer.size, algorithm, precision), algorithm == auto
         except ValueError:
             continue
 
@@ -286,12 +406,3 @@ def to_host(array: Any) -> np.ndarray:
 def compute(product: str, A: ConvMatrix, x: Any, y: Any) -> Any:
     """One of PRODUCTS."""
     return A @ x if product == "A x" else A.T @ y if product == "Aᵀ y" else A.weight_grad(x, y)
-
-
-def verified(result: Result, runs: Sequence[Callable[[], Any]], to_host: Callable[[Any], np.ndarray], expected: Truth,
-             timer: Timer, budget: Budget) -> Result:
-    """The result with its error, and with its times if that is small."""
-    computed, first = first_call(runs[0], timer)
-    result = replace(result, error=expected.error(to_host(computed)), first=first)
-    del computed
-    return replace(result, timing=budget.time(runs, timer)) if result.correct else result

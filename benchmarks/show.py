@@ -53,6 +53,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps({"date": date, **content}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def limits(ceilings: Mapping[str, Ceilings]) -> dict[str, Any]:
+    """For JSON, in bytes/s and FLOP/s."""
+    return {"ceilings": {device: {"copy_bytes_per_s": c.copy, "gemm_flop_per_s": dict(c.gemm)}
+                         for device, c in ceilings.items()}}
+
+
 @dataclass(frozen=True)
 class Point:
     """A measured piece of work in the picture; points of one series share a colour, of one kind a marker."""

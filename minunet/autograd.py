@@ -3,38 +3,60 @@
 Every op is a pair of array functions, y, cache = forward(*arrays) and gradients = backward(dy, cache); `lift` makes a
 function of Tensors out of a pair. The graph consists of `Node`s, one for each op that ran: its backward, its cache,
 and the nodes (or leaf Tensors) that its inputs came from. A node does not hold its output, so an activation lives only
-as long as some cache needs it; and nothing refers back, so memory returns by reference count.
+as long as some cache needs it; and nothing refers back, so memory returns by reference count. `recompute` keeps even
+less: a part of the graph is dropped, and made again when backward comes to it.
 """
 
 from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minunet import memory
 from minunet.backend import array_module, as_float
 from minunet.ops import arithmetic
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _kinks: ContextVar[list[Any] | None] = ContextVar("kinks", default=None)
+_once: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar("once", default=lambda f: f())
 
 
 class Node:
     """One op that ran: how to pass a gradient on to its inputs."""
 
-    __slots__ = ("name", "shape", "dtype", "backward", "cache", "parents")
+    __slots__ = ("name", "several", "outputs", "backward", "cache", "parents")
 
-    def __init__(self, name: str, y: np.ndarray, backward: Callable[..., Any], cache: Any,
-                 parents: tuple[Node | Tensor | None, ...]):
-        self.name, self.shape, self.dtype = name, y.shape, y.dtype
+    def __init__(self, name: str, y: Any, backward: Callable[..., Any], cache: Any, tensors: Sequence[Tensor | None]):
+        self.name, self.several = name, isinstance(y, tuple)
+        self.outputs = [(a.shape, a.dtype) for a in (y if self.several else (y,))]
         self.backward: Callable[..., Any] | None = backward
         self.cache = cache
-        self.parents = parents
+        self.parents: tuple[Output | Tensor | None, ...] = tuple(
+            (t._source or t) if t is not None and t.requires_grad else None for t in tensors)
+
+
+class Output(NamedTuple):
+    """One result of a node: what a Tensor that is no leaf came from."""
+
+    node: Node
+    position: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.node.outputs[self.position][0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the result."""
+        return self.node.outputs[self.position][1]
 
 
 class Tensor:
@@ -55,7 +77,7 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "_node", "__weakref__")
+    __slots__ = ("data", "grad", "requires_grad", "_source", "__weakref__")
     __array_ufunc__ = None          # so that array + Tensor asks the Tensor
 
     def __init__(self, data: Any, requires_grad: bool = False):
@@ -64,7 +86,7 @@ class Tensor:
         self.data = as_float(data)
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad
-        self._node: Node | None = None
+        self._source: Output | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,8 +119,8 @@ class Tensor:
         return format(self.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
-        tail = f", from {self._node.name}" if self._node else ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({self.data!r}{tail})"
+        origin = f", from {self._source.node.name}" if self._source else ""
+        return f"Tensor({self.data!r}{origin or (', requires_grad=True' if self.requires_grad else '')})"
 
     def __add__(self, other: Any) -> Tensor:
         return _add(self, self._operand(other))
@@ -160,10 +182,7 @@ class Tensor:
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor depends on no Tensor with requires_grad=True (or was computed "
                                "under no_grad)")
-        if self._node is None:
-            _accumulate(self, dy)
-        else:
-            _walk(self._node, dy)
+        _walk([self], [dy])
 
     def _operand(self, other: Any) -> Tensor:
         """The other operand; constants take this Tensor's dtype, numbers and lists its device too."""
@@ -174,64 +193,80 @@ class Tensor:
         return other
 
 
-def _walk(root: Node, dy: np.ndarray) -> None:
-    """Pass dy through the graph: a node is passed when all that use its output have been (iterative: any depth)."""
-    users = _count_users(root)
-    gradients = {root: dy}
-    del dy
-    ready = [root]
+def _walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
+    """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth)."""
+    gradients: dict[Node, list[np.ndarray | None]] = {}
+    for result, dy in zip(results, dys):
+        if dy is not None and result._source is not None:
+            _add_to(gradients, result._source, dy)
+    users = _count_users(list(gradients))
+    for result, dy in zip(results, dys):
+        if dy is not None and result._source is None and result.requires_grad:
+            _accumulate(result, [dy], 0)
+    del dys, dy
+    ready = [node for node in gradients if users[node] == 0]
     while ready:
         node = ready.pop()
-        # NumPy makes scalars of arrays without axes; a backward is always given an array
-        for parent, gradient in _pass(node, as_float(gradients.pop(node), node.dtype)):
-            # not in place: an op may have returned one array for two inputs
-            gradients[parent] = gradients[parent] + gradient if parent in gradients else gradient
+        for parent, gradient in _pass(node, gradients.pop(node)):
+            _add_to(gradients, parent, gradient)
             del gradient
-            users[parent] -= 1
-            if users[parent] == 0:
-                ready.append(parent)
+            users[parent.node] -= 1
+            if users[parent.node] == 0:
+                ready.append(parent.node)
 
 
-def _pass(node: Node, dy: np.ndarray) -> list[tuple[Node, np.ndarray]]:
+def _add_to(gradients: dict[Node, list[np.ndarray | None]], output: Output, gradient: np.ndarray) -> None:
+    parts = gradients.setdefault(output.node, [None] * len(output.node.outputs))
+    before = parts[output.position]
+    # not in place: an op may have returned one array for two inputs
+    parts[output.position] = gradient if before is None else before + gradient
+
+
+def _pass(node: Node, dys: list[np.ndarray | None]) -> list[tuple[Output, np.ndarray]]:
     """Run one node's backward and free it; leaves get their gradient here, other parents' gradients are returned."""
     backward, cache, parents = node.backward, node.cache, node.parents
     node.backward, node.cache, node.parents = None, None, ()
     assert backward is not None
-    gradients = backward(dy, cache)
+    # NumPy makes scalars of arrays without axes; a backward is always given an array
+    arrays = tuple(None if dy is None else as_float(dy, dtype) for dy, (_, dtype) in zip(dys, node.outputs))
+    del dys[:]
+    gradients = backward(arrays if node.several else arrays[0], cache)
+    del arrays
     if not isinstance(gradients, (tuple, list)) or len(gradients) != len(parents):
         got = len(gradients) if isinstance(gradients, (tuple, list)) else f"a {type(gradients).__name__}"
         raise ValueError(f"backward of {node.name}: must return a tuple of {len(parents)} gradients, one for each "
                          f"input; got {got}")
+    gradients = list(gradients)         # the only place that refers to an array that the backward has made
     onward = []
-    for position, (parent, gradient) in enumerate(zip(parents, gradients)):
+    for position, parent in enumerate(parents):
         if parent is not None:
-            _check_gradient(node.name, position, parent, gradient)
+            _check_gradient(node.name, position, parent, gradients[position])
             if isinstance(parent, Tensor):
-                _accumulate(parent, gradient)
+                _accumulate(parent, gradients, position)
             else:
-                onward.append((parent, gradient))
+                onward.append((parent, gradients[position]))
     return onward
 
 
-def _count_users(root: Node) -> dict[Node, int]:
-    """For every node that root depends on, how many inputs of other such nodes it is."""
-    users: dict[Node, int] = {root: 0}
-    found = [root]
+def _count_users(roots: list[Node]) -> dict[Node, int]:
+    """For every node that the roots depend on, and them, how many inputs of other such nodes it is."""
+    users = dict.fromkeys(roots, 0)
+    found = list(roots)
     while found:
         node = found.pop()
         if node.backward is None:
             raise RuntimeError(f"backward: an earlier backward has passed the op {node.name} and freed its cache; run "
                                "the forward pass again, or add the losses up and call backward once")
         for parent in node.parents:
-            if isinstance(parent, Node):
-                if parent not in users:
-                    users[parent] = 0
-                    found.append(parent)
-                users[parent] += 1
+            if isinstance(parent, Output):
+                if parent.node not in users:
+                    users[parent.node] = 0
+                    found.append(parent.node)
+                users[parent.node] += 1
     return users
 
 
-def _check_gradient(name: str, position: int, parent: Node | Tensor, gradient: Any) -> None:
+def _check_gradient(name: str, position: int, parent: Output | Tensor, gradient: Any) -> None:
     shape, dtype = getattr(gradient, "shape", None), getattr(gradient, "dtype", None)
     if shape != parent.shape or dtype != parent.dtype:
         got = "None" if gradient is None else f"a {type(gradient).__name__}" if shape is None else f"{dtype} {shape}"
@@ -239,10 +274,23 @@ def _check_gradient(name: str, position: int, parent: Node | Tensor, gradient: A
                          f"as the input; got {got}")
 
 
-def _accumulate(leaf: Tensor, gradient: np.ndarray) -> None:
-    # a copy: the array may also be another leaf's, and the owner of a .grad may change it in place
-    xp = array_module(leaf.data)
-    leaf.grad = xp.array(gradient) if leaf.grad is None else xp.asarray(leaf.grad + gradient)
+def _accumulate(leaf: Tensor, gradients: list[np.ndarray], position: int) -> None:
+    """Add the gradient at a position to the leaf's, which shares no memory: its owner may change it in place.
+
+    A backward may return dy, an array of its cache, or one array for two inputs: such a gradient is copied. It becomes
+    the leaf's as it stands only if it is no view and nothing but the list refers to it; views of it would, too.
+    """
+    if type(gradients[position]) is not np.ndarray:
+        xp = array_module(leaf.data)
+        leaf.grad = xp.array(gradients[position]) if leaf.grad is None else xp.asarray(leaf.grad + gradients[position])
+    elif leaf.grad is not None:
+        leaf.grad = np.add(leaf.grad, gradients[position], out=memory.empty(leaf.shape, leaf.dtype))
+    elif (sys.getrefcount(gradients[position]) == 2         # the list, and the argument of this very call
+          and memory.is_whole(gradients[position]) and gradients[position].flags.writeable):
+        leaf.grad = gradients[position]
+    else:
+        leaf.grad = memory.empty(leaf.shape, leaf.dtype)
+        leaf.grad[...] = gradients[position]
 
 
 def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Callable[[Any], tuple] | None = None,
@@ -251,12 +299,13 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
 
     Args:
         forward: y, cache = forward(*arrays, **options). Positional arguments are differentiable inputs (or None),
-            keyword arguments constants.
-        backward: gradients = backward(dy, cache), one for each positional argument. If it takes `needs`, it gets a
-            bool for each and may return None where it is False.
+            keyword arguments constants. y is an array, or a tuple of arrays: the op then returns as many Tensors.
+        backward: gradients = backward(dy, cache), one for each positional argument. dy has the form of y: of a tuple
+            it is a tuple, with None for each Tensor that no result depends on. If it takes `needs`, it gets a bool for
+            each input and may return None where it is False.
         also: further results from the cache, returned behind y as they are.
         kink: the discrete decisions in the cache (signs, winners) on which the slope depends; `gradcheck` compares
-            them on both sides of a step.
+            them on both sides of a step. A tuple of arrays if there are several.
 
     >>> def square(x): return x * x, x
     >>> def square_backward(dy, x): return (2 * x * dy,)
@@ -274,23 +323,92 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
             raise ValueError(f"{forward.__name__}: a forward must return y and its cache; got a "
                              f"{type(result).__name__}")
         y, cache = result
-        out = Tensor(y)
+        outs = [Tensor(a) for a in (y if isinstance(y, tuple) else (y,))]
         needs = tuple(t is not None and t.requires_grad for t in tensors)
         if _recording.get() and any(needs):
-            parents = tuple(t._node or t if t is not None and t.requires_grad else None for t in tensors)
             passed = _with_needs(backward, needs) if selective else backward
-            out.requires_grad, out._node = True, Node(forward.__name__, out.data, passed, cache, parents)
+            _attach(outs, Node(forward.__name__, y, passed, cache, tensors))
         kinks = _kinks.get()
         if kink is not None and kinks is not None:
-            kinks.append(kink(cache))
-        return out if also is None else (out, *also(cache))
+            decisions = kink(cache)
+            kinks.extend(decisions if isinstance(decisions, tuple) else (decisions,))
+        results = (*outs, *(also(cache) if also else ()))
+        return results if isinstance(y, tuple) or also else outs[0]
 
     op.__name__, op.__doc__ = forward.__name__, forward.__doc__
     return op
 
 
+def _attach(results: Sequence[Tensor], node: Node) -> None:
+    for position, result in enumerate(results):
+        result.requires_grad, result._source = True, Output(node, position)
+
+
 def _with_needs(backward: Callable[..., Any], needs: tuple[bool, ...]) -> Callable[..., Any]:
     return lambda dy, cache: backward(dy, cache, needs)
+
+
+def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """function(*inputs), of which only the inputs are kept: backward computes the rest again when it comes to it.
+
+    function returns a Tensor or a tuple of Tensors. It is called a second time, with the same values, so what it
+    changes or draws has to go through `once`. Parameters that it uses get their gradients as always; Tensors that are
+    no leaves must be among the inputs. The gradients are the same, bit for bit.
+
+    Source: Chen, Xu, Zhang, Guestrin, Training deep nets with sublinear memory cost (2016).
+
+    >>> x = Tensor([3.0], requires_grad=True)
+    >>> recompute(lambda x: x * x * x, x).backward()
+    >>> x.grad
+    array([27.], dtype=float32)
+    """
+    name, before, first = getattr(function, "__name__", type(function).__name__), _once.get(), []
+
+    def record(f: Callable[[], Any]) -> Any:
+        first.append(before(f))
+        return first[-1]
+
+    def call(once: Callable[..., Any]) -> tuple[list[Tensor], Any]:
+        """function's results on leaves of its own, which cut its graph off from the rest."""
+        leaves = [Tensor(array, requires_grad) for array, requires_grad in given]
+        token = _once.set(once)
+        try:
+            return leaves, function(*leaves)
+        finally:
+            _once.reset(token)
+
+    def backward(dys: tuple[np.ndarray | None, ...], _: None) -> list[np.ndarray | None]:
+        replay, recording = iter(first), _recording.set(True)
+        try:
+            leaves, results = call(lambda f: next(replay))
+        finally:
+            _recording.reset(recording)
+        _walk(results if several else (results,), dys)
+        return [_gradient(leaf) for leaf in leaves]
+
+    given = [(t.data, t.requires_grad) for t in inputs]
+    results = call(record)[1]
+    several = isinstance(results, tuple)
+    results = results if several else (results,)
+    outs = tuple(Tensor(result.data) for result in results)
+    if any(result.requires_grad for result in results):
+        _attach(outs, Node(name, tuple(out.data for out in outs), backward, None, inputs))
+    return outs if several else outs[0]
+
+
+def _gradient(leaf: Tensor) -> np.ndarray | None:
+    """What backward has left in a leaf that is an op's input; zeros if nothing came."""
+    if leaf.grad is None and leaf.requires_grad:
+        return array_module(leaf.data).zeros_like(leaf.data)
+    return leaf.grad
+
+
+def once(f: Callable[[], Any]) -> Any:
+    """f(); but where `recompute` computes something a second time, what f returned the first time.
+
+    For what may happen once only: a random number drawn, running statistics updated.
+    """
+    return _once.get()(f)
 
 
 @contextmanager
@@ -307,6 +425,11 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether ops keep what a backward needs: not within `no_grad`."""
+    return _recording.get()
 
 
 @contextmanager

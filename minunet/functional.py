@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from minunet.autograd import Tensor, lift
+from minunet.autograd import Tensor, lift, once
 from minunet.geometry import IntOrPair
-from minunet.ops import activation, conv
+from minunet.ops import activation, block, conv
 from minunet.ops import dropout as dropout_pair
 from minunet.ops import loss, norm, pool
 from minunet.ops import resample as resample_pair
 from minunet.ops import shape
 
 Input = Tensor | np.ndarray
+Images = Input | tuple[Input, ...]
 
 _conv2d = lift(conv.conv2d, conv.conv2d_backward, kink=lambda cache: cache.positive)
 _conv_transpose2d = lift(conv.conv_transpose2d, conv.conv_transpose2d_backward)
+_conv_norm_relu = lift(block.conv_norm_relu, block.conv_norm_relu_backward, also=lambda cache: (cache.mean, cache.var),
+                       kink=lambda cache: (cache.positive, cache.winners))
 _linear = lift(conv.linear, conv.linear_backward)
 _max_pool2d = lift(pool.max_pool2d, pool.max_pool2d_backward, also=lambda cache: (cache.winners,),
                    kink=lambda cache: cache.winners)
@@ -49,21 +52,41 @@ _bce_with_logits = lift(loss.bce_with_logits, loss.loss_backward)
 _dice = lift(loss.dice, loss.loss_backward, kink=lambda cache: cache.present)
 
 
-def conv2d(x: Input, w: Input, b: Input | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
+def conv2d(x: Images, w: Input, b: Input | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
            dilation: IntOrPair = 1, precision: str = "float32", relu: bool = False) -> Tensor:
     """Convolution, y = A x + b with A the `ConvMatrix` of w (as everywhere in deep learning, the kernel unflipped).
 
     x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F), OH = (H + 2·padding − extent) // stride + 1. precision
     is the `ConvMatrix`'s, also of the gradients: "tf32" and "bf16" for float32 arrays on a GPU. With relu, y is the
-    maximum of this and 0.
+    maximum of this and 0. x may be a tuple of images with C channels together: as if `concat` had joined them.
 
     >>> conv2d(np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 1))).data.ravel()
     array([9., 9., 9., 9.])
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), chapter 2.
     """
-    return _conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, precision=precision,
+    first, *more = x if isinstance(x, tuple) else (x,)
+    return _conv2d(first, w, b, *more, stride=stride, padding=padding, dilation=dilation, precision=precision,
                    relu=relu)
+
+
+def conv_norm_relu(x: Images, w: Input, gamma: Input, beta: Input, eps: float = 1e-5, padding: IntOrPair = 1,
+                   pool: bool = False, precision: str = "float32") -> tuple[Any, ...]:
+    """The U-Net's unit, max(batch_norm(A x), 0), in few passes over memory; returns y, mean, variance.
+
+    x (N, H, W, C) or a tuple of images with C channels together, w (KH, KW, C, F), gamma and beta (F,) ->
+    y (N, OH, OW, F), and the mean and biased variance of A x (F,) as arrays. With pool the results are y, pooled, mean,
+    variance: pooled (N, OH/2, OW/2, F) the 2x2 maxima of y, whose height and width must be even. The same numbers as
+    from `conv2d`, `batch_norm` with relu and `max_pool2d`.
+
+    >>> y, mean, _ = conv_norm_relu(np.ones((1, 1, 2, 1)), np.ones((3, 3, 1, 1)), np.ones(1), np.full(1, 0.5))
+    >>> y.data.ravel(), mean
+    (array([0.5, 0.5]), array([2.]))
+
+    Source: Ronneberger, Fischer, Brox, U-Net (2015), figure 1; Ioffe and Szegedy, Batch normalization (2015).
+    """
+    return _conv_norm_relu(w, gamma, beta, *(x if isinstance(x, tuple) else (x,)), eps=eps, padding=padding, pool=pool,
+                           precision=precision)
 
 
 def conv_transpose2d(x: Input, w: Input, b: Input | None = None, stride: IntOrPair = 1, padding: IntOrPair = 0,
@@ -192,7 +215,7 @@ def dropout(x: Input, p: float, rng: np.random.Generator) -> Tensor:
     """
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"dropout: rng must be a numpy.random.Generator; got {type(rng).__name__}")
-    key = int(rng.integers(1 << 64, dtype=np.uint64)) if p else 0
+    key = once(lambda: int(rng.integers(1 << 64, dtype=np.uint64))) if p else 0
     return _dropout(x, p=p, key=key)
 
 

@@ -16,6 +16,8 @@ IntOrPair = int | Sequence[int]
 
 def as_pair(value: IntOrPair, name: str, minimum: int) -> Pair:
     """An int or (height, width) as a pair of ints; a ValueError names the argument when it is neither."""
+    if type(value) is int and value >= minimum:     # by far the most often, and called a few hundred times a step
+        return value, value
     values = (value, value) if isinstance(value, numbers.Integral) else value
     wanted = f"an int or a (height, width) pair of ints, each at least {minimum}"
     try:

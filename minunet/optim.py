@@ -1,7 +1,8 @@
 """Optimizers: each step changes the parameters in place by their gradients. Parameters without a gradient stay.
 
-Every rule is written in its class; g is a parameter's gradient, θ the parameter, η the learning rate lr. On a GPU the
-rules of this file step all parameters in one launch of kernels/optimizer.cu.
+Every rule is written in its class; g is a parameter's gradient, θ the parameter, η the learning rate lr. The rules of
+this file work element by element, so all parameters are stepped as if they were one vector: on the cores in blocks that
+stay in cache through all of a rule's operations, on a GPU in one launch of kernels/optimizer.cu.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from minunet import parallel
 from minunet.autograd import Tensor
 from minunet.backend import array_module, device_of, on_gpu, to_device
 from minunet.ops.kernels import optimizer as kernels
+
+BLOCK = 1 << 17     # numbers that a core steps at a time: with fewer, the interpreter takes its share of the time
 
 
 class Optimizer:
@@ -33,6 +37,8 @@ class Optimizer:
             if not isinstance(p, Tensor):
                 raise TypeError(f"optimizer: parameters must be Tensors, such as model.parameters(); got "
                                 f"{type(p).__name__}")
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ValueError("optimizer: a parameter is given twice")
         if not 0 < lr < float("inf"):
             raise ValueError(f"optimizer: lr must be above 0 and finite; got {lr!r}")
         if not weight_decay >= 0:
@@ -53,6 +59,7 @@ class Optimizer:
         self.steps += 1
         launcher = LAUNCHERS.get(type(self))        # another class has an update of its own
         on_kernels: dict[np.dtype, list[tuple[Any, ...]]] = {}
+        on_cores: list[tuple[Any, ...]] = []
         for index, p in enumerate(self.parameters):
             if p.grad is not None:
                 self.taken[index] += 1
@@ -61,14 +68,20 @@ class Optimizer:
                     raise TypeError(f"{type(self).__name__}: parameter {index} is on the device {device_of(p.data)}, "
                                     "its gradient and what is kept for it on " + ", ".join(map(device_of, arrays[1:]))
                                     + "; make the optimizer after the model is on its device")
-                if launcher and on_gpu(p.data) and all(a.flags.c_contiguous for a in arrays):
-                    on_kernels.setdefault(p.data.dtype, []).append((self.taken[index], *arrays))
+                if launcher and all(a.flags.c_contiguous for a in arrays):
+                    rows = on_kernels.setdefault(p.data.dtype, []) if on_gpu(p.data) else on_cores
+                    rows.append((self.taken[index], *arrays))
                 else:
                     self.update(p.data, p.grad, self.taken[index], *arrays[2:])
+        parallel.run(self._update_all, _cut(on_cores))
         for rows in on_kernels.values():
             assert launcher is not None
             taken, theta, *others = map(list, zip(*rows))
             launcher(self, taken, self._parts_of(theta), theta, *others)
+
+    def _update_all(self, rows: list[tuple[Any, ...]]) -> None:
+        for t, theta, g, *state in rows:
+            self.update(theta, g, t, *state)
 
     def _parts_of(self, theta: list[Any]) -> Any:
         """What each block of a launch for these parameters owns; made once for the same sizes."""
@@ -103,8 +116,26 @@ class Optimizer:
                 array[...] = to_device(state[f"{slot}.{i}"], device_of(array))
 
     def update(self, theta: np.ndarray, g: np.ndarray, t: int, *state: np.ndarray) -> None:
-        """One parameter's step, its t-th, in place."""
+        """One parameter's step, its t-th, in place; of the rules of this file also that of a part of a parameter."""
         raise TypeError(f"{type(self).__name__} has no update method")
+
+
+def _cut(rows: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
+    """Rows of a number and contiguous arrays of one size, cut into parts and gathered to jobs of about BLOCK elements.
+
+    So a large parameter makes many jobs, and many small ones make one.
+    """
+    jobs: list[list[tuple[Any, ...]]] = []
+    filled = BLOCK
+    for t, *arrays in rows:
+        flat = [a.reshape(-1) for a in arrays]
+        for start in range(0, flat[0].size, BLOCK):
+            if filled >= BLOCK:
+                jobs.append([])
+                filled = 0
+            jobs[-1].append((t, *(a[start:start + BLOCK] for a in flat)))
+            filled += jobs[-1][-1][1].size
+    return jobs
 
 
 class SGD(Optimizer):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minunet import Tensor, functional, gradcheck, no_grad
+from minunet import Tensor, functional, gradcheck, memory, no_grad
 from minunet.autograd import lift
 from minunet.convolution import im2col
 from tests.checks import assert_close, leaf, run
@@ -94,6 +94,14 @@ def test_gradients_of_several_backward_calls_add_up():
     np.testing.assert_array_equal(x.grad, np.ones(3))
 
 
+def test_a_sum_of_gradients_leaves_the_first_as_it_was():
+    x = leaf(2)
+    x.backward([3, 4])
+    first = x.grad
+    x.backward([3, 4])
+    np.testing.assert_array_equal(first, [3, 4])
+
+
 def test_every_op_is_passed_once_when_all_its_users_have_been():
     """A ladder of diamonds of unequal arms has 2^40 paths."""
     passed = []
@@ -167,6 +175,62 @@ def test_no_array_is_shared_between_gradients():
     np.testing.assert_array_equal(b.grad, np.ones((2, 3)))
     np.testing.assert_array_equal(cotangent, np.ones((2, 3)))
     assert a.grad.base is None and b.grad.base is None      # no view that keeps a larger array alive
+
+
+def triple(dy):
+    return np.multiply(dy, 3, out=memory.empty(dy.shape, dy.dtype))
+
+
+def keep(kept, what):
+    kept.append(what)
+    return what
+
+
+def keep_a_part(kept, array):
+    kept.append(array[5:])
+    return array
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+GRADIENTS = {       # what a backward returns for two inputs, and whether something else refers to the first's memory
+    "fresh": (lambda dy, kept: (dy * 3, dy), False),
+    "fresh in recycled memory": (lambda dy, kept: (triple(dy), dy), False),
+    "dy": (lambda dy, kept: (dy, dy * 3), True),
+    "a view of dy": (lambda dy, kept: (dy[:], dy * 3), True),
+    "one for both": (lambda dy, kept: (triple(dy),) * 2, True),
+    "views of one": (lambda dy, kept: tuple(np.stack([dy, dy])), True),
+    "kept": (lambda dy, kept: (keep(kept, dy * 3), dy), True),
+    "kept in recycled memory": (lambda dy, kept: (keep(kept, triple(dy)), dy), True),
+    "kept in part": (lambda dy, kept: (keep_a_part(kept, triple(dy)), dy), True),
+    "kept with the tuple": (lambda dy, kept: keep(kept, (dy * 3, dy)), True),
+    "kept with the list": (lambda dy, kept: keep(kept, [dy * 3, dy]), True),
+    "read-only": (lambda dy, kept: (read_only(dy * 3), dy), True),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_gradient_is_copied_if_another_may_hold_it_and_only_then(kind):
+    """Its owner changes it in place, and nothing else changes."""
+    returned, shared = GRADIENTS[kind]
+    kept, addresses = [], []
+
+    def backward(dy, cache):
+        gradients = returned(dy, kept)
+        addresses.append(gradients[0].ctypes.data)
+        return gradients
+
+    x, y, z = (leaf(100, 100) for _ in range(3))
+    dy = np.ones((100, 100))
+    (lift(lambda x, y: (x + y, None), backward)(x, y) + z).backward(dy)
+    assert (x.grad.ctypes.data != addresses[0]) == shared
+    others = [dy, y.grad, z.grad, *(a for what in kept for a in (what if isinstance(what, (tuple, list)) else [what]))]
+    before = [a.copy() for a in others]
+    x.grad *= 7
+    assert all(np.array_equal(a, b) for a, b in zip(others, before))
 
 
 def test_two_losses_may_share_leaves():

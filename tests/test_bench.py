@@ -13,14 +13,15 @@ import pytest
 from minunet import UNet
 from minunet.cli import bench
 from minunet.convolution import ConvMatrix
+from minunet.convolution.matrix import ALGORITHMS
 from minunet.errors import UserError
 from minunet.geometry import Geometry
 from tests import naive
 
-harness, kernels, memory, peer, products, show, tables = map(
-    bench.room, ("harness", "kernels", "memory", "peer", "products", "show", "tables"))
+harness, kernels, memory, peer, processes, products, show, tables = map(
+    bench.room, ("harness", "kernels", "memory", "peer", "processes", "products", "show", "tables"))
 CPU = harness.CpuTimer()
-SHORT = products.Budget(0.0, 2, 3)
+SHORT = products.Budget(0.0, 2, 3, turns=2)
 
 
 class Still:
@@ -143,6 +144,12 @@ FAULTS = {
 kernels_product = products.compute
 
 
+def ours(a, means=()):
+    """Of minunet on the CPU: three products, by each algorithm that takes the layer."""
+    side = products.OurProducts(a, 2, "cpu", ["float32"], CPU, SHORT, means)
+    return products.bench_layer([side], SHORT.turns)
+
+
 def rounded(x):
     return x.astype(np.float16).astype(np.float32)
 
@@ -150,7 +157,7 @@ def rounded(x):
 def without_a_tap(A):
     weight = A.weight.copy()
     weight[0, 0] = 0
-    return ConvMatrix(weight, A.geometry, A.size)
+    return ConvMatrix(weight, A.geometry, A.size, A.algorithm)
 
 
 def spoilt(result):
@@ -161,17 +168,17 @@ def spoilt(result):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_not_timed(fault, monkeypatch):
     a = layer(size=(6, 6), filters=3)
-    sound = list(products.bench_layer(a, 2, "cpu", ["float32"], CPU, SHORT))
-    assert [r.what for r in sound] == list(products.PRODUCTS)
-    assert all(r.correct and r.error < 1e-6 and len(r.timing.times) == 2 for r in sound)
+    sound = ours(a)
+    assert [r.what for r in sound] == list(products.PRODUCTS) * 2              # by two algorithms
+    assert all(r.correct and r.error < 1e-5 and len(r.timing.times) == 2 for r in sound)
     monkeypatch.setattr(products, "compute", FAULTS[fault])
-    found = list(products.bench_layer(a, 2, "cpu", ["float32"], CPU, SHORT))
+    found = ours(a)
     touched = {"A for its transpose": ["Aᵀ y"], "a missing tap": ["A x", "Aᵀ y"],
                "rounded operands": ["A x", "dw"]}.get(fault, list(products.PRODUCTS))
-    assert [r.what for r in found if not r.correct] == touched
+    assert [r.what for r in found if not r.correct] == touched * 2
     assert all((r.timing is None) == (r.what in touched) for r in found)
     case = kernels.Case((6, 6), 2, [(a, found)], [])
-    assert tables.product_table(case, {}).count("WRONG") == len(touched)
+    assert tables.product_table(case, {}).count("WRONG") == 2 * len(touched)
     assert "im2col" not in tables.totals_table(case, {})
 
 
@@ -179,7 +186,7 @@ def test_a_gpu_beside_the_cpu():
     """The simulated one in place of a real one: each algorithm and precision there, float32 on the CPU."""
     assert products.algorithms("cuda", "float32") == ("direct", "im2col", "implicit")
     assert products.algorithms("sim", "tf32") == ("tensorcore",)
-    assert products.algorithms("cpu", "float32") == ("im2col",)
+    assert products.algorithms("cpu", "float32") == ALGORITHMS["cpu"][1:]
     a = layer(size=(4, 4), channels=4)
 
     def measured(layers, precisions):
@@ -189,13 +196,14 @@ def test_a_gpu_beside_the_cpu():
     case = measured([a, layer()], ["float32", "tf32"])
     (_, first), (_, second) = case.layers
     ladder = [("sim", "direct", "float32"), ("sim", "im2col", "float32"), ("sim", "implicit", "float32")]
-    own, cpu = [("sim", "tensorcore", "tf32")], [("cpu", "im2col", "float32")]
+    own = [("sim", "tensorcore", "tf32")]
+    cpu = [("cpu", algorithm, "float32") for algorithm in ALGORITHMS["cpu"][1:]]
     assert list(dict.fromkeys((r.device, r.algorithm, r.precision) for r in first)) == ladder + own + cpu
     assert list(dict.fromkeys((r.device, r.algorithm, r.precision) for r in second)) == ladder + cpu    # 3 channels
     assert all(r.correct and r.seconds == 1.0 for r in first + second)
     assert tables.product_table(case, {}).count("1.00x") == 3 * (3 + 1) + 3 * 3     # the CPU's time over the others'
     ((_, results),) = measured([a], ["tf32"]).layers
-    assert [(r.device, r.precision) for r in results] == [("sim", "tf32")] * 3 + [("cpu", "float32")] * 3
+    assert [(r.device, r.precision) for r in results] == [("sim", "tf32")] * 3 + [("cpu", "float32")] * 6
 
 
 def test_a_wrong_op_is_found(monkeypatch):
@@ -296,17 +304,14 @@ def test_copy_all_copies_all():
 
 
 def test_the_other_side_is_a_process_of_its_own():
-    side = harness.Side()
-    try:
+    with processes.Side() as side:
         assert side.call(harness.rotations, 10 << 20, 32 << 20) == 7
         with pytest.raises(UserError, match="multiples of 16"):
             side.call(products.unet_layers, (30, 30), 4)
-    finally:
-        side.close()
 
 
 def test_benchmarks_are_found_from_anywhere(tmp_path):
-    code = "from minunet.cli.bench import room; print(room('kernels').__name__, room('harness').__file__)"
+    code = "from minunet.cli.measuring import room; print(room('kernels').__name__, room('harness').__file__)"
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.insert(0, {str(root)!r}); {code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -317,18 +322,25 @@ def test_benchmarks_are_found_from_anywhere(tmp_path):
 # ---- PyTorch
 
 def test_torch_computes_the_same_products(torch, monkeypatch):
+    def theirs(a, batch, precisions):
+        return products.bench_layer([peer.TorchProducts(a, batch, "cpu", precisions, SHORT)], SHORT.turns)
+
     for a in (layer(size=(8, 8)), layer(kernel=2, stride=2, padding=0, size=(8, 8))):
-        found = peer.torch_layer(a, 2, "cpu", "float32", SHORT)
-        assert [r.what for r in found] == list(products.PRODUCTS)
+        found = theirs(a, 2, ["float32"])
+        assert [r.what for r in found] == list(products.PRODUCTS) * 2
+        assert [r.algorithm for r in found[::3]] == ["oneDNN, channels last", "oneDNN, contiguous"]
         assert all(r.side == "PyTorch" and r.correct and r.error < 1e-6 and r.timing for r in found)
         assert all((r.flop, r.nbytes) == (a.flop(2), a.nbytes(2)) for r in found)
     asked, of = [], torch.ops.aten.convolution_backward
     monkeypatch.setattr(torch.ops.aten, "convolution_backward", lambda *arguments: asked.append(arguments[-1])
                         or of(*arguments))
-    peer.torch_layer(layer(), 1, "cpu", "float32", SHORT)
+    theirs(layer(), 1, ["float32"])
     assert {tuple(mask) for mask in asked} == {(True, False, False), (False, True, False)}     # no more than is timed
-    rounded = peer.torch_layer(layer(size=(8, 8)), 1, "cpu", "bf16", SHORT)
+    found = theirs(layer(size=(8, 8)), 1, ["float32", "bf16"])
+    plain, rounded = found[:6], found[6:]
+    assert all(r.correct and r.precision == "float32" and r.error < 1e-6 for r in plain)
     assert all(r.correct and 1e-4 < r.error < 1e-2 for r in rounded)        # which float32's tolerance would refuse
+    assert rounded[0].nbytes == plain[0].nbytes / 2
 
 
 def test_torch_computes_the_same_ops(torch):
@@ -410,7 +422,8 @@ def test_what_stands_in_for_tensor_cores_is_float32():
 
 def test_json_has_every_figure(tmp_path):
     path = tmp_path / "b.json"
-    show.write_json(path, {"machine": harness.machine("cpu"), **kernels.figures([gpu_case()], LIMITS)})
+    show.write_json(path, {"machine": harness.machine("cpu"), **show.limits(LIMITS),
+                           **kernels.figures([gpu_case()], LIMITS)})
     found = json.loads(path.read_text())
     assert {"date", "machine", "ceilings", "rows"} <= found.keys()
     assert {"processor", "threads", "numpy", "python", "blas"} <= found["machine"].keys()

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LEVELS = {
-    "geometry": 0, "backend": 0, "parallel": 0, "errors": 0,
+    "geometry": 0, "backend": 0, "memory": 0, "parallel": 0, "errors": 0,
     "cuda": 1, "simulator": 1, "nvrtc": 1,
     "convolution": 2,
     "ops": 3,

@@ -167,6 +167,51 @@ def test_a_step_changes_parameters_in_place_and_nothing_else(name, options, dtyp
         assert (array == old).all() == (index == 1)
 
 
+@EACH
+@pytest.mark.parametrize("block", [1, 4, 5, 100])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_blocks_on_the_cores_change_no_bit(monkeypatch, name, options, block, threads):
+    """A class derived from a rule may look at a whole parameter, so it is stepped one parameter at a time."""
+    monkeypatch.setattr(optim, "BLOCK", block)
+    monkeypatch.setenv("MINUNET_NUM_THREADS", threads)
+    rule = getattr(optim, name)
+    optimizers = [kind(parameters(np.float32), **options) for kind in (rule, type("Derived", (rule,), {}))]
+    for optimizer in optimizers:
+        walk(optimizer, range(5), np.float32)
+    blocks, whole = (optimizer.state_dict() | dict(enumerate(p.data for p in optimizer.parameters))
+                     for optimizer in optimizers)
+    for key, array in whole.items():
+        np.testing.assert_array_equal(blocks[key], array, str(key))
+
+
+@RULES
+def test_arrays_in_any_order_of_memory(name):
+    ours, theirs = [nn.Parameter(np.ones((3, 4)))], [nn.Parameter(np.asfortranarray(np.ones((3, 4))))]
+    g = np.arange(12.0).reshape(3, 4)
+    for (p,), given in ((ours, np.asfortranarray(g)), (theirs, g)):
+        optimizer = getattr(optim, name)([p])
+        for _ in range(2):
+            p.grad = given
+            optimizer.step()
+    np.testing.assert_array_equal(ours[0].data, theirs[0].data)
+    assert len(np.unique(ours[0].data)) > 1
+
+
+def test_jobs_are_about_as_large_as_a_block():
+    """50 small parameters are one job, a large one many; every number is in one of them."""
+    size = optim.BLOCK
+    sizes = [*[size // 100] * 50, 3 * size + 7, 0, 5, size]
+    arrays = [np.zeros(n, np.float32) for n in sizes]
+    jobs = optim._cut([(k, a, a) for k, a in enumerate(arrays)])
+    amounts = [sum(row[1].size for row in job) for job in jobs]
+    assert sum(amounts) == sum(sizes) and len(jobs) == 4 and max(amounts) < 2 * size
+    for t, part, again in (row for job in jobs for row in job):
+        part += 1
+        assert part.base is arrays[t] and again is not part
+    assert all((a == 1).all() for a in arrays)
+    assert optim._cut([]) == []
+
+
 @RULES
 def test_no_gradient_changes_nothing(name):
     ps = parameters()
@@ -310,6 +355,7 @@ P = [nn.Parameter(np.ones(3))]
     (lambda: optim.AdamW(P, betas=(0.9, math.nan)), r"betas must be .*at least 0 and below 1; got \(0.9, nan\)"),
     (lambda: optim.Adam(P, betas=(0.9,)), r"betas must be .* got \(0.9,\)"),
     (lambda: optim.Adam(P, eps=-1e-8), "Adam: eps must be at least 0; got -1e-08"),
+    (lambda: optim.SGD([*P, nn.Parameter(np.ones(2)), *P]), "a parameter is given twice"),
     (lambda: optim.SGD([np.ones(3)]), "parameters must be Tensors, .*; got ndarray"),
     (lambda: optim.SGD(nn.Linear(2, 2).named_parameters()), "parameters must be Tensors, .*; got tuple"),
 ])

@@ -155,6 +155,98 @@ def test_a_call_from_a_single_job_is_not_nested(use):
     assert len(set(idents)) == 2
 
 
+def test_other_threads_work_in_the_context_of_the_caller(use):
+    use(2)
+    both = threading.Barrier(2)
+
+    def job(number):
+        both.wait(10)
+        return np.float64(1) / np.zeros(1000), np.geterr()["divide"]
+
+    with np.errstate(divide="ignore"):
+        assert [found[1] for found in parallel.run(job, range(2))] == ["ignore", "ignore"]
+
+
+# interrupted
+
+def test_after_an_exception_nobody_takes_up_another_job(use):
+    use(2)
+    both, done = threading.Barrier(2), []
+
+    def job(number):
+        if number < 2:
+            both.wait(10)
+        if number == 0:
+            raise KeyError(number)
+        time.sleep(0.05)                                    # the other has failed meanwhile
+        done.append(number)
+
+    with pytest.raises(KeyError):
+        parallel.run(job, range(20))
+    assert done == [1]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_thread_that_an_interrupted_caller_left_at_work_is_not_used_again(use):
+    use(2)
+    both, go = threading.Barrier(2), threading.Event()
+
+    def job(number):
+        both.wait(10)
+        if threading.current_thread() is not threading.main_thread():
+            go.wait(10)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel._Worker, "wait", interrupt)
+        parallel.run(job, range(2))
+    try:
+        assert len(set(parallel.run(meet(2), range(2)))) == 2
+    finally:
+        go.set()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_blas_has_one_thread_after_a_caller_was_interrupted_before_its_jobs(use, count, blas):
+    use(count)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel, "_blas", interrupt)
+        parallel.run(abs, range(4))
+    try:
+        assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
+    finally:
+        parallel._holding = threading.Lock()
+
+
+def test_an_interrupted_caller_leaves_no_jobs_behind(use):
+    use(2)
+    begin, done = parallel._Worker.begin, []
+
+    def begin_and_interrupt(worker, work):
+        begin(worker, work)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel._Worker, "begin", begin_and_interrupt)
+        parallel.run(lambda job: (time.sleep(0.02), done.append(job)), range(10))
+    time.sleep(0.3)
+    assert len(done) <= 1
+
+
+def test_interrupted_callers_leave_no_threads(use):
+    use(2)
+    parallel.run(abs, range(2))
+    before, wait = threading.active_count(), parallel._Worker.wait
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(parallel._Worker, "wait", lambda worker: (wait(worker), interrupt()))
+            parallel.run(abs, range(2))
+    time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
 # BLAS's own threads
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -179,35 +271,6 @@ def test_callers_from_several_threads_do_not_disturb_each_other(use, blas):
     for thread in threads:
         thread.join()
     assert results == {name: [[(name, i, job) for job in range(7)] for i in range(20)] for name in range(4)}
-
-
-# scratch
-
-def test_scratch_is_used_again_and_has_the_shape_and_dtype_asked_for():
-    first = parallel.scratch((100, 7), np.float32)
-    again = parallel.scratch((7, 5), np.dtype(np.float32))
-    assert np.shares_memory(first, again)
-    assert (first.shape, again.shape, first.dtype) == ((100, 7), (7, 5), np.float32) and again.flags.c_contiguous
-    assert not np.shares_memory(first, parallel.scratch((100, 7), np.float64))
-    assert parallel.scratch((), np.float32).shape == () and parallel.scratch((0, 3), np.float32).shape == (0, 3)
-    larger = parallel.scratch((200, 7), np.float32)
-    larger[...] = 3
-    first[...] = 1                                          # still an array, if an old one
-    assert np.shares_memory(larger, parallel.scratch((200, 7), np.float32))
-
-
-def test_every_thread_has_its_own_scratch(use):
-    both = threading.Barrier(2)
-
-    def job(number):
-        mine = parallel.scratch((1000,), np.float64)
-        mine[...] = number
-        both.wait(10)                                       # until the other thread has written into its own
-        return mine, bool((mine == number).all())
-
-    use(2)
-    (one, whole), (other, other_whole) = parallel.run(job, range(2))
-    assert whole and other_whole and not np.shares_memory(one, other)
 
 
 # the same bits

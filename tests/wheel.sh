@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The package without its checkout: builds the wheel, looks inside, installs it into an empty environment and runs the
-# demo from a directory of its own. (A test of pytest would need the network and a minute on every run.)
+# demo and a benchmark from a directory of its own. (A test of pytest would need the network and a minute on every run.)
 set -euo pipefail
 unset PYTHONPATH
 
@@ -41,7 +41,7 @@ cd "$work/elsewhere"
 "$work/venv/bin/minunet" demo --quick --out demo
 compgen -G "demo/*.png" || { echo "minunet demo --out DIR left no picture (*.png) in DIR" >&2; exit 1; }
 "$work/venv/bin/minunet" kernels >kernels.txt
-"$work/venv/bin/minunet" bench --help >bench.txt
+"$work/venv/bin/minunet" bench unet --quick >bench.txt                  # in processes that find the benchmarks, too
 MINUNET_CACHE="$work/cache" "$python" -c "
 import sys, numpy, minunet
 from minunet.backend import to_device

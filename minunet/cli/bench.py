@@ -1,34 +1,48 @@
-"""Measuring: `minunet bench kernels`, each kernel against float64, the machine's limits, the CPU and PyTorch."""
+"""Measuring: `minunet bench kernels`, `conv` and `unet`, verified, beside the machine's limits, the CPU and PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import sys
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
 from minunet.backend import DEVICES, cupy
+from minunet.cli.measuring import (
+    add_common,
+    begin,
+    between_limits,
+    print_limits,
+    refuse,
+    room,
+    say_disturbed,
+    write,
+)
 from minunet.cli.values import PRECISIONS, Commands, counted, positive, size
 from minunet.cuda import resolve
 from minunet.errors import UserError
 
 
-def room(name: str) -> Any:
-    """The module benchmarks/<name>.py: inside the package where it is installed, beside it in a checkout."""
-    package = sys.modules.setdefault("minunet.benchmarks", ModuleType("minunet.benchmarks"))
-    package.__path__ = [str(place / "benchmarks") for place in Path(__file__).parents[1:3]]
-    return import_module(f"minunet.benchmarks.{name}")
+def case(text: str) -> tuple[int, int, tuple[int, int]]:
+    """BASE:BATCHxHEIGHTxWIDTH: channels of the net's first level, images at a time, their size in px."""
+    match = re.fullmatch(r"(\d+):(\d+)x(\d+)x(\d+)", text.lower())
+    numbers = [int(n) for n in match.groups()] if match else [0]
+    if 0 in numbers:
+        raise argparse.ArgumentTypeError(f"must be BASE:BATCHxHEIGHTxWIDTH, such as 64:2x256x256; got {text!r}")
+    base, batch, height, width = numbers
+    if height % 16 or width % 16:
+        raise argparse.ArgumentTypeError(f"height and width must be multiples of 16, because the net halves them 4 "
+                                         f"times; got {text!r}")
+    return base, batch, (height, width)
+
+
+QUICK_CASES = ((16, 1, (64, 64)), (4, 2, (32, 32)))
 
 
 def add_commands(commands: Commands) -> None:
-    """bench, with its own command kernels."""
+    """bench, with its own commands kernels, conv and unet."""
     bench = commands.add_parser("bench", help="measure, beside the machine's limits and others")
     inner = bench.add_subparsers(metavar="COMMAND", required=True)
     kernels = inner.add_parser(
@@ -41,27 +55,54 @@ def add_commands(commands: Commands) -> None:
     kernels.add_argument("--size", type=size, nargs="+", metavar="HEIGHTxWIDTH", help="of the images, px (256x256)")
     kernels.add_argument("--batch", type=positive, nargs="+", metavar="N", help="images at a time (1)")
     kernels.add_argument("--base", type=positive, help="channels of the net's first level (64)")
-    kernels.add_argument("--layers", nargs="+", metavar="NAME", help="of the net's convolutions these alone, "
-                         "without the other kernels: first.conv2, 'up.*', ...")
+    _add_layers(kernels, "without the other kernels")
     kernels.add_argument("--precision", nargs="+", choices=PRECISIONS, help="of the products (cpu: float32; "
                          "otherwise all that the GPU has)")
     kernels.add_argument("--against", nargs="*", choices=("cpu", "torch"), help="measure these too: minunet on the "
                          "CPU, PyTorch on the same device (cuda: cpu; otherwise none)")
-    kernels.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with machine and versions")
-    kernels.add_argument("--plot", type=Path, metavar="FILE", help="draw the roofline: FILE.png, FILE.svg or FILE.pdf")
-    kernels.add_argument("--quick", action="store_true", help="a small net (base 16, 64x64) and few repeats: a look in "
-                         "seconds, and no figure to rely on")
+    add_common(kernels, "draw the roofline", "a small net (base 16, 64x64)")
+
+    conv = inner.add_parser(
+        "conv", help="the products of each convolution on the CPU, by every algorithm",
+        description="Verify and time the forward pass, data gradient and weight gradient of each of a U-Net's "
+        "convolutions on the CPU, by every algorithm that takes it, and say which one is taken by itself: the "
+        "crossovers, measured.")
+    conv.set_defaults(run=_conv)
+    _add_cases(conv)
+    _add_layers(conv, "")
+    conv.add_argument("--against", nargs="*", choices=("torch",), default=[], help="measure PyTorch too, in both "
+                      "memory formats")
+    add_common(conv, "draw the first case's roofline", "small nets")
+
+    unet = inner.add_parser(
+        "unet", help="a training step and a prediction on the CPU",
+        description="Verify and time a training step and a prediction of a U-Net (batch norm, depth 4, 3 channels in, "
+        "1 class, binary cross-entropy, Adam) on the CPU, with the memory that they take.")
+    unet.set_defaults(run=_unet)
+    _add_cases(unet)
+    unet.add_argument("--scaling", type=positive, nargs="?", const=16, metavar="BASE", help="instead of the cases, the "
+                      "cost of a net of this base (16) against pixels, 64x64 to 1024x1024, and images, 1 to 16")
+    unet.add_argument("--recompute", action="store_true", help="measure UNet(recompute=True) too")
+    unet.add_argument("--against", nargs="*", choices=("torch",), default=[], help="measure PyTorch too, in both "
+                      "memory formats, of which the faster counts")
+    add_common(unet, "draw the times, or with --scaling seconds against megapixels", "small nets and sizes")
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--case", type=case, nargs="+", metavar="BASE:BATCHxHEIGHTxWIDTH", help="channels of the net's "
+                        "first level and its images, px (64:2x256x256 16:8x128x128 16:2x256x256)")
+
+
+def _add_layers(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="of the net's convolutions these alone"
+                        f"{', ' * bool(words)}{words}: first.conv2, 'up.*', ...")
 
 
 def _kernels(arguments: argparse.Namespace) -> None:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")        # a terminal without ᵀ shows ?
     device = resolve(arguments.device)
     precisions = _precisions(arguments.precision, device)
     against = ["cpu"] * (device == "cuda") if arguments.against is None else arguments.against
-    _check_files(arguments, device)
-    if "torch" in against:
-        room("peer").require_torch()
+    begin(arguments, device, against)
     base = arguments.base or (16 if arguments.quick else 64)
     cases = [(_chosen(room("products").unet_layers(image, base), arguments.layers), image, batch)
              for image in arguments.size or [(64, 64) if arguments.quick else (256, 256)]
@@ -70,7 +111,21 @@ def _kernels(arguments: argparse.Namespace) -> None:
     if device == "sim":
         _describe(cases, precisions, others)
     else:
-        _measure(arguments, device, precisions, against, cases, others)
+        _measure(arguments, "kernels", device, precisions, against, cases, others)
+
+
+def _conv(arguments: argparse.Namespace) -> None:
+    begin(arguments, "cpu", arguments.against)
+    products, unet = room("products"), room("unet")
+    cases = [(_chosen(products.unet_layers(image, base, unet.DEPTH, unet.CLASSES), arguments.layers), image, batch)
+             for base, batch, image in _cases(arguments)]
+    _measure(arguments, "conv", "cpu", PRECISIONS[:1], arguments.against, cases, None, products.MEANS)
+
+
+def _cases(arguments: argparse.Namespace) -> list[Any]:
+    unet = room("unet")
+    return [unet.Case(*found) for found in
+            dict.fromkeys(arguments.case or (QUICK_CASES if arguments.quick else unet.CASES))]
 
 
 def _precisions(wanted: Sequence[str] | None, device: str) -> list[str]:
@@ -81,20 +136,6 @@ def _precisions(wanted: Sequence[str] | None, device: str) -> list[str]:
         raise UserError("--precision tf32 and bf16 are for the tensor cores of a GPU, and this computes on cpu; leave "
                         "them out, or choose --device cuda or sim")
     return list(dict.fromkeys(wanted))
-
-
-def _check_files(arguments: argparse.Namespace, device: str) -> None:
-    """What cannot be written is said before the minutes of measuring, not after them."""
-    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
-        if path is None:
-            continue
-        if device == "sim":
-            raise UserError(f"{option} is for measured figures, and the simulated GPU has none; leave it out, or "
-                            "choose --device cpu or cuda")
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"{option}: {path} must be a file in a folder that exists")
-    if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot: must end in .png, .svg or .pdf; got {arguments.plot}")
 
 
 def _chosen(layers: list[Any], wanted: Sequence[str] | None) -> list[Any]:
@@ -126,64 +167,98 @@ def _describe(cases: Sequence[Any], precisions: Sequence[str], base: int | None)
             print(f"\nkernels that move memory, {image[0]}x{image[1]} px, batch {batch}\n{launches.described_ops(ops)}")
     if launches.costs("activation", "relu", (("real", "float"),)) is None:
         print("\nwhat shared memory and registers each takes is the compiler's to say: pip install 'minunet[nvrtc]'")
-    _refuse(wrong)
+    refuse(wrong)
 
 
-def _measure(arguments: argparse.Namespace, device: str, precisions: Sequence[str], against: Sequence[str],
-             cases: Sequence[Any], base: int | None) -> None:
-    """The limits are measured before and after all else: on a machine that others use too, the higher are nearer."""
-    harness, kernels, show, tables = (room(name) for name in ("harness", "kernels", "show", "tables"))
-    budget = room("products").Budget(*((0.02, 3, 4) if arguments.quick else ()))
+def _measure(arguments: argparse.Namespace, command: str, device: str, precisions: Sequence[str],
+             against: Sequence[str], cases: Sequence[Any], base: int | None, means: Sequence[float] = ()) -> None:
+    harness, kernels, processes, show, tables = map(room, ("harness", "kernels", "processes", "show", "tables"))
+    seconds = 0.15 if command == "conv" else 0.3        # of more nets and in more ways, so for each in less time
+    budget = room("products").Budget(*((0.02, 3, 4, 1) if arguments.quick else (seconds,)))
     timers = {d: harness.timer_for(d) for d in dict.fromkeys([device, *(["cpu"] if "cpu" in against else [])])}
-    machine = harness.machine(device, ["torch"] if "torch" in against else [])
-    print(harness.machine_words(machine), flush=True)
     peer_of = room("peer").Peer if "torch" in against else lambda *_: nullcontext()
     with peer_of(device, precisions, budget, arguments.quick) as peer:
-        def limits() -> dict[str, Any]:
-            return {d: harness.measure_ceilings(d, precisions if d == device else PRECISIONS[:1], arguments.quick,
-                                                timer) for d, timer in timers.items()}
-        before = limits()
-        with tqdm(unit="kernel", leave=False, dynamic_ncols=True, disable=None) as bar:
-            def done(name: str) -> None:
-                bar.set_postfix_str(name)
-                bar.update()
-            measured = [kernels.bench_case(layers, image, batch, timers, precisions, budget, peer, base, done)
-                        for layers, image, batch in cases]
-        ceilings = {d: c.raised(before[d]) for d, c in limits().items()}
+        load = processes.Load([peer.pid] if peer else [])
+
+        def bench(done: Callable[[str], None]) -> list[Any]:
+            return [kernels.bench_case(layers, image, batch, timers, precisions, budget, peer, base, done, means)
+                    for layers, image, batch in cases]
+        machine, ceilings, measured = between_limits(arguments, device, precisions, against, timers, "kernel", bench)
+        others = load.others()
         if peer:
             ceilings[device] = ceilings[device].raised(peer.ceilings())
-    for d, c in ceilings.items():
-        gemm = (f"{show.significant(rate / 1e9)} GFLOP/s in {precision}" for precision, rate in c.gemm.items())
-        print(f"limits measured on {d}: copy {show.significant(c.copy / 1e9)} GB/s (read and written), matrix "
-              f"product {', '.join(gemm)}")
-    print(f"\n{tables.LEGEND}")
+    print_limits(ceilings, others)
+    print(f"\n{tables.LEGEND}{tables.WORST * bool(means)}")
     for case in measured:
         where = f"{case.size[0]}x{case.size[1]} px, batch {case.batch}"
         print(f"\n{tables.product_table(case, ceilings)}")
         if case.ops:
             print(f"\nkernels that move memory, {where}\n{tables.op_table(case, ceilings)}")
+        if command == "conv":
+            print(f"\nwhat is taken by itself, {where}\n{tables.versus_table(case)}")
         count = counted(sum(len(layer.names) for layer, _ in case.layers), "convolution")
         print(f"\nthe {count} of the net together, {where}\n{tables.totals_table(case, ceilings)}")
     results = kernels.all_results(measured)
     if device == "cuda":
         first = sum(r.first for r in results if (r.side, r.device) == ("minunet", device))
         print(f"\nThe first calls, which compile the kernels, took {first:.1f} s together and count nowhere above.")
-    disturbed = sum(r.timing is not None and r.timing.disturbed for r in results)
-    if disturbed:
-        print(f"\n{counted(disturbed, 'median')} of {len(results)} above are more than twice the shortest time of "
-              "their runs: something else ran beside them; measure again when nothing does.")
-    if arguments.json:
-        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
-                   if name != "run"}
-        show.write_json(arguments.json, {"command": "minunet bench kernels", "options": options, "machine": machine,
-                                         **kernels.figures(measured, ceilings)})
+    say_disturbed([r.timing for r in results])
     if arguments.plot:
         show.plot_roofline(arguments.plot, kernels.points(measured[0]), ceilings,
                            f"Convolutions of a U-Net, {measured[0].size[0]}x{measured[0].size[1]} px, batch "
                            f"{measured[0].batch}: each number is the table's")
-    _refuse(sum(not r.correct for r in results))
+    write(arguments, command, {"machine": machine, "others": others, **show.limits(ceilings),
+                               **kernels.figures(measured, ceilings)})
+    refuse(sum(not r.correct for r in results))
 
 
-def _refuse(wrong: int) -> None:
-    if wrong:
-        raise UserError(f"{counted(wrong, 'result')} marked WRONG above: too far from float64, and not timed")
+def _unet(arguments: argparse.Namespace) -> None:
+    begin(arguments, "cpu", arguments.against)
+    harness, products, report, show, unet = map(room, ("harness", "products", "unet_report", "show", "unet"))
+    against = bool(arguments.against)
+    sides, scaling = unet.contestants(against, arguments.recompute), arguments.scaling is not None
+    if scaling and arguments.case:
+        raise UserError("--scaling has cases of its own; leave out --case")
+    if scaling:
+        sizes, batches, at = ((32, 64), (1, 2), 32) if arguments.quick else unet.SCALING
+        cases = unet.scaling_cases(arguments.scaling, sizes, batches, at)
+        sides = [side for side in sides if side.name != unet.CONTIGUOUS]
+        budget = products.Budget(1.0, 2, turns=1)
+    else:
+        cases, budget = _cases(arguments), products.Budget(3.0, 6, turns=3)
+    budget = products.Budget(0.02, 2, turns=2) if arguments.quick else budget
+    left_out: list[str] = []
+
+    def bench(done: Callable[[str], None]) -> tuple[Any, list[Any]]:
+        done("gradients in float64")
+        check = unet.verify_gradients(against)
+        if not check.correct:
+            raise UserError(f"minunet's gradients in float64 are {check.error:.0e} away from those by "
+                            f"{check.reference}, more than {unet.GRADIENTS:.0e}: they are wrong, and nothing was timed")
+        found: list[Any] = []
+        for case in cases:
+            why = unet.lacking(case, len(sides))
+            left_out.extend([why] if why else [])
+            found += [] if why else unet.bench_case(case, sides, budget, not scaling, done)
+        return check, found
+
+    machine, ceilings, (check, rows) = between_limits(arguments, "cpu", PRECISIONS[:1], arguments.against,
+                                                      {"cpu": harness.timer_for("cpu")}, "work", bench)
+    gemm = ceilings["cpu"].gemm["float32"]
+    print_limits(ceilings)
+    print(f"verified: the gradients in float64, by the algorithms that float32 takes, equal those by {check.reference} "
+          f"to {check.error:.0e}")
+    for sentence in left_out:
+        print(sentence)
+    print(f"\n{report.LEGEND}")
+    if scaling:
+        print(f"\n{report.scaling_table(rows)}\n\n{report.growth_words(rows)}")
+    else:
+        print(report.case_table(rows, gemm))
+    say_disturbed([row.timing for row in rows])
+    if arguments.plot and rows:
+        plot = report.plot_scaling if scaling else report.plot_cases
+        plot(arguments.plot, rows, f"U-Net on {machine['threads']} threads of {machine['processor']}")
+    write(arguments, "unet", {"machine": machine, **show.limits(ceilings), "left_out": left_out,
+                              "gradients": check._asdict(), "rows": [row.as_dict(gemm) for row in rows]})
+    refuse(sum(not row.correct for row in rows))

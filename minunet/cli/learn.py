@@ -41,6 +41,7 @@ from minunet.training.run import SCHEDULES
 
 DEMO = Path("runs/demo")
 MIB = 1 << 20
+STARVED = 0.1           # of the steps' time: waiting for images beyond it is worth a note
 
 
 def add_commands(commands: Commands) -> None:
@@ -77,6 +78,7 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--cache", type=whole(0), default=CACHE_BYTES >> 20, metavar="MIB",
                        help="memory for decoded images; those beyond are read again for every crop (%(default)s)")
     add_device(train)
+    _add_recompute(train)
     add_mask_options(train)
     add_model_options(train)
 
@@ -85,6 +87,12 @@ def add_commands(commands: Commands) -> None:
     demo.add_argument("--out", type=Path, default=DEMO, metavar="DIR", help="(%(default)s, made anew each time)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, to see that everything works")
     add_device(demo)
+    _add_recompute(demo)
+
+
+def _add_recompute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recompute", action="store_true", help="compute activations again instead of keeping them: "
+                        "the same results with less memory, in more time")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -118,7 +126,7 @@ def _train(arguments: argparse.Namespace) -> None:
         cache = cache * found.nbytes // (found.nbytes + surveys[1].nbytes)
         validation = dataset_of(surveys[1], options, (arguments.cache << 20) - cache, found.channels)
     run = Run(dataset_of(found, options, cache), folder, config, validation, options, init, arguments.resume,
-              **where)
+              recompute=arguments.recompute, **where)
     print_reading(surveys, sys.stdout)
     if own_validation:
         _note_shared(*surveys)
@@ -149,7 +157,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     samples = [Sample.of(f"scene {i}", image, mask) for i, (image, mask) in enumerate(zip(images, masks))]
     config = RunConfig(base=8, depth=3, crop=(128, 128), epochs=epochs, lr=1e-2)
     dataset = Dataset.of(samples, channels=1, classes=1)
-    _run(Run(dataset, arguments.out, config, **device_options(arguments)), images.nbytes + masks.nbytes)
+    run = Run(dataset, arguments.out, config, recompute=arguments.recompute, **device_options(arguments))
+    _run(run, images.nbytes + masks.nbytes)
 
 
 def _run(run: Run, cache_bytes: int, advice: str = "") -> None:
@@ -189,8 +198,13 @@ def _run(run: Run, cache_bytes: int, advice: str = "") -> None:
         best = f"; what was best is in {run.folder}" if run.history else ""
         raise KeyboardInterrupt(f"stopped after epoch {len(run.history)} of {config.epochs}{best}{advice}") from None
     evaluation = run.finish()
-    print(f"trained in {time.perf_counter() - start:.0f} s; the best epoch on the "
+    print(f"trained in {time.perf_counter() - start:.0f} s, {run.waiting:.1%} of the steps' time waiting for images; "
+          "the best epoch on the "
           + ("test images:" if parts.test else "validation images, by which it was chosen:"))
     print(evaluation_text(evaluation))
+    if run.waiting > STARVED:
+        print("note: the images came more slowly than the net learns; "
+              + ("a larger --cache holds more of them decoded" if run.image_bytes > cache_bytes else
+                 "the net is so small that cutting its crops takes longer"))
     print(f"look at {run.folder / 'validation.png'} (image, truth, prediction) and {run.folder / 'history.png'}; "
           f"predict with {run.folder / 'best.safetensors'}")

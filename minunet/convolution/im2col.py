@@ -8,7 +8,8 @@ W (KH·KW·C, F), the convolution matrix A acts as
     weight gradient = Xᵀ y                (`weight_grad`)
 
 X repeats every pixel KH·KW times (1152 MiB for the widest layer of a 512x512 U-Net), so it is never stored: blocks of
-it are made, multiplied while they are in cache, and overwritten.
+it are made, multiplied while they are in cache, and overwritten. The columns of images with few channels are made in
+`planar`; windows that tile the image, as those of the 2x2 up-convolution, need no col2im.
 
 Source: Chellapilla, Puri, Simard, High performance convolutional neural networks for document processing (2006).
 """
@@ -20,8 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet import parallel
-from minunet.backend import array_module
+from minunet import memory, parallel
+from minunet.convolution import planar
+from minunet.convolution.products import depth, finish, multiply, panels
 from minunet.convolution.windows import crop_border, pad_border, windows
 from minunet.geometry import Geometry, Pair
 
@@ -30,12 +32,17 @@ from minunet.geometry import Geometry, Pair
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 128
 
-# The weight gradient sums over pixels: in at most GROUPS partial sums of at least GROUP_PIXELS output pixels each.
-GROUPS = 16
-GROUP_PIXELS = 512
+# Of a product that would be fewer blocks, so that threads can share it.
+SHARES = 2
 
-# Rows of one large product that a thread takes at a time, where there are no columns to make.
-PART_ROWS = 8192
+# From so many pixels on, the product of one row of windows is stored by itself where it belongs.
+LONG_ROW = 32
+
+# The weight gradient sums over pixels: in at most GROUPS partial sums of at least GROUP_PIXELS output pixels each.
+# Where these are fewer than FEW, the rows of the kernel are shared out as well.
+GROUPS = 16
+GROUP_PIXELS = 2048
+FEW = 8
 
 
 class Block(NamedTuple):
@@ -46,102 +53,134 @@ class Block(NamedTuple):
     pixels: slice
 
 
-def blocks(images: int, out_size: Pair, row_bytes: int) -> list[Block]:
-    """Cut (images, OH, OW) output pixels into blocks of about BLOCK_BYTES of columns, at row_bytes a pixel."""
+def blocks(images: int, out_size: Pair, row_bytes: int, fewest: int | None = None) -> list[Block]:
+    """Cut (images, OH, OW) output pixels into blocks of about BLOCK_BYTES of columns, at row_bytes a pixel.
+
+    Blocks have at least `fewest` pixels, by default BLOCK_ROWS, if the images do. Above that there are at least SHARES.
+    """
     oh, ow = out_size
-    pixels = max(BLOCK_ROWS, BLOCK_BYTES // row_bytes)
+    pixels = max(fewest or BLOCK_ROWS, min(BLOCK_BYTES // row_bytes, images * oh * ow // SHARES))
     steps = pixels // (oh * ow), pixels // ow, pixels       # images, rows or pixels in a block
-    cuts = (_ranges(n, max(1, min(step, n))) for n, step in zip((images, oh, ow), steps))
+    cuts = (parallel.slices(n, max(1, min(step, n))) for n, step in zip((images, oh, ow), steps))
     return [Block(*piece) for piece in itertools.product(*cuts)]
 
 
-def _ranges(total: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
-
-
-def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray) -> np.ndarray:
-    """A x: x (N, H, W, C), weight (KH, KW, C, F) -> (N, OH, OW, F)."""
-    xp = array_module(weight, x)
-    out_size = geometry.output_size(x.shape[1:3])
-    f = weight.shape[3]
-    y = xp.empty((len(x), *out_size, f), x.dtype)
-    if geometry.is_patches:
-        rows, target = _patch_rows(x, y, geometry)
-
-        def multiply_patches(part: slice) -> None:
-            xp.matmul(rows[0][part], weight[0].reshape(-1, f), out=target[part])    # (..., OW, KW*C) @ (KW*C, F)
-            for row, w_row in zip(rows[1:], weight[1:]):
-                target[part] += row[part] @ w_row.reshape(-1, f)
-
-        parallel.run(multiply_patches, _parts(target))
-        return y
+def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, b: np.ndarray | None = None,
+            relu: bool = False) -> np.ndarray:
+    """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
+    f, size = weight.shape[3], x.shape[1:3]
+    if planar.fits(geometry, size, x.shape[3]):
+        return planar.forward(weight, geometry, x, b, relu)
+    out_size = geometry.output_size(size)
+    y = memory.empty((len(x), *out_size, f), x.dtype)
     windows_of_x = windows(pad_border(x, geometry), geometry, out_size)     # (N, OH, OW, KH, KW, C)
-    matrix = weight.reshape(-1, f)                                          # (KH*KW*C, F)
+    matrix = panels(weight.reshape(-1, f))                                  # (KH*KW*C, F)
+    bias = None if b is None else np.tile(b, out_size[1])                   # of a row of pixels
 
-    def multiply(block: Block) -> None:
-        xp.matmul(_columns(windows_of_x[block]), matrix, out=y[block].reshape(-1, f))
+    def multiply_block(block: Block) -> None:
+        multiply(_columns(windows_of_x[block]), matrix, out=y[block].reshape(-1, f, copy=False))
+        finish(y[block], bias, relu)
 
-    parallel.run(multiply, blocks(len(x), out_size, len(matrix) * x.itemsize))
+    parallel.run(multiply_block, blocks(len(x), out_size, weight[..., 0].size * x.itemsize))
     return y
 
 
-def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair) -> np.ndarray:
-    """Aᵀ y: y (N, OH, OW, F), weight (KH, KW, C, F) -> (N, H, W, C) with (H, W) = size."""
-    xp = array_module(weight, y)
+def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair,
+               b: np.ndarray | None = None) -> np.ndarray:
+    """Aᵀ y [+ b]: y (N, OH, OW, F), weight (KH, KW, C, F), b (C,) -> (N, H, W, C) with (H, W) = size."""
+    if geometry.is_patches:
+        return _transposed_patches(weight, geometry, y, size, b)
     n, out_size, f = len(y), y.shape[1:3], y.shape[3]
     (ph, pw), (h, w) = geometry.padding, size
     kh, kw, c, _ = weight.shape
-    if geometry.is_patches:
-        covered = (out_size[0] * kh, out_size[1] * kw) == size
-        x = (xp.empty if covered else xp.zeros)((n, *size, c), y.dtype)     # pixels that no window covers are 0
-        rows, source = _patch_rows(x, y, geometry)
-
-        def multiply_patches(part: slice) -> None:
-            for row, w_row in zip(rows, weight):
-                xp.matmul(source[part], w_row.reshape(-1, f).T, out=row[part])      # (..., OW, F) @ (F, KW*C)
-
-        parallel.run(multiply_patches, _parts(source))
-        return x
-    padded = xp.zeros((n, h + 2 * ph, w + 2 * pw, c), y.dtype)
+    padded = memory.empty((n, h + 2 * ph, w + 2 * pw, c), y.dtype)
+    padded[...] = 0
     windows_of_x = windows(padded, geometry, out_size)                      # (N, OH, OW, KH, KW, C)
 
     def add(band: list[Block]) -> None:
         """col2im: overlapping windows add up. The C columns of one kernel position lie in long runs on both sides."""
         for block in band:
             target = windows_of_x[block]
-            columns = parallel.scratch((*target.shape[:3], c), y.dtype)
+            columns = memory.scratch((*target.shape[:3], c), y.dtype)
             for i in range(kh):
                 for j in range(kw):
                     # (pixels, F) @ (F, C)
-                    xp.matmul(y[block].reshape(-1, f), weight[i, j].T, out=columns.reshape(-1, c))
+                    np.matmul(y[block].reshape(-1, f), weight[i, j].T, out=columns.reshape(-1, c))
                     target[:, :, :, i, j] += columns
 
     row_bytes = (2 * c + f) * y.itemsize                                    # the columns, y and the sum
     for bands in _bands(blocks(n, out_size, row_bytes), geometry):
         parallel.run(add, bands)
-    return xp.ascontiguousarray(crop_border(padded, geometry))
+    x = memory.empty((n, h, w, c), y.dtype)
+    x[...] = crop_border(padded, geometry)
+    finish(x, None if b is None else np.tile(b, w), relu=False)
+    return x
+
+
+def _transposed_patches(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair,
+                        b: np.ndarray | None) -> np.ndarray:
+    """Aᵀ y [+ b] where windows tile the image, as for 1x1 and the 2x2 up-convolution: nothing is left to add up.
+
+    For each row of the kernel, y Wᵀ holds the image rows that it covers, patch after patch as they lie in the image.
+    """
+    (n, oh, ow, f), (kh, kw, c, _) = y.shape, weight.shape
+    x = memory.empty((n, *size, c), y.dtype)
+    x[:, oh * kh:] = x[:, :, ow * kw:] = 0 if b is None else b              # pixels that no window covers
+    patches = x[:, :oh * kh, :ow * kw].reshape(n, oh, kh, ow, kw * c, copy=False)
+    matrices = [panels(row.reshape(-1, f).T) for row in weight]             # KH times (F, KW*C)
+    bias = None if b is None else np.tile(b, ow * kw)                       # of a row of the image
+
+    def multiply_block(block: Block) -> None:
+        for i, matrix in enumerate(matrices):
+            target = patches[block.images, block.rows, i, block.pixels]     # (n, oh, ow, KW*C)
+            in_place = kh == 1 or ow >= LONG_ROW
+            product = target if in_place else memory.scratch(target.shape, y.dtype)
+            if product.flags.c_contiguous:
+                multiply(y[block].reshape(-1, f), matrix, out=product.reshape(-1, kw * c))
+            else:
+                multiply(y[block], matrix, out=product)                     # row by row
+            finish(product, bias, relu=False)
+            if not in_place:
+                target[...] = product
+
+    parallel.run(multiply_block, blocks(n, (oh, ow), kh * kw * c * y.itemsize))
+    return x
 
 
 def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
-    xp = array_module(x, y)
+    if planar.fits(geometry, x.shape[1:3], x.shape[3]):
+        return planar.weight_grad(geometry, x, y)
     out_size, f, c = y.shape[1:3], y.shape[3], x.shape[3]
+    kh, kw = geometry.kernel
     windows_of_x = windows(pad_border(x, geometry), geometry, out_size)     # (N, OH, OW, KH, KW, C)
-    length = geometry.kernel[0] * geometry.kernel[1] * c
-    cut = blocks(len(x), out_size, length * x.itemsize)
     pixels = len(x) * out_size[0] * out_size[1]
+    few = pixels < FEW * GROUP_PIXELS
+    shares = parallel.slices(kh, 1 if few else kh)                                  # rows of the kernel
+    # of more pixels, because the product of each block is added to a total as large as the weight
+    row_bytes = max(kw * c * (1 if few else kh) * x.itemsize, BLOCK_BYTES // depth(f))
+    cut = blocks(len(x), out_size, row_bytes, 4 * BLOCK_ROWS)
     groups = min(GROUPS, pixels // GROUP_PIXELS, len(cut)) or 1
+    sums = memory.empty((groups, kh, kw, c, f), x.dtype)
+    if not cut:                                                             # no images
+        sums[...] = 0
 
-    def partial_sum(group: int) -> np.ndarray:
-        total = xp.zeros((length, f), y.dtype)
+    def partial_sum(job: tuple[int, slice]) -> None:
+        group, share = job
+        total = sums[group, share].reshape(-1, f, copy=False)               # (share's KH*KW*C, F)
         for block in cut[group::groups]:
-            total += _columns(windows_of_x[block]).T @ y[block].reshape(-1, f)
-        return total
+            first = block is cut[group]
+            product = total if first else memory.scratch(total.shape, x.dtype, "product")
+            columns = _columns(windows_of_x[block][:, :, :, share])
+            multiply(columns.T, panels(y[block].reshape(-1, f)), out=product)
+            if not first:
+                total += product
 
-    dw, *others = parallel.run(partial_sum, range(groups))
-    for other in others:                                                    # in the same order on any machine
+    parallel.run(partial_sum, list(itertools.product(range(min(groups, len(cut))), shares)))
+    dw = sums[0]
+    for other in sums[1:]:                                                  # in the same order on any machine
         dw += other
-    return dw.reshape(*geometry.kernel, c, f)
+    return dw if groups == 1 else dw.copy()
 
 
 def _columns(windows_of_x: np.ndarray) -> np.ndarray:
@@ -149,7 +188,7 @@ def _columns(windows_of_x: np.ndarray) -> np.ndarray:
     n, oh, ow, kh, kw, c = windows_of_x.shape
     columns = windows_of_x
     if not windows_of_x.flags.c_contiguous:
-        columns = parallel.scratch(windows_of_x.shape, windows_of_x.dtype)
+        columns = memory.scratch(windows_of_x.shape, windows_of_x.dtype)
         columns[...] = windows_of_x
     return columns.reshape(n * oh * ow, kh * kw * c)
 
@@ -170,22 +209,3 @@ def _bands(cut: list[Block], geometry: Geometry) -> tuple[list[list[Block]], lis
         bands.setdefault((block.images.start, block.rows.start // height), []).append(block)
     even, odd = ([band for (_, i), band in bands.items() if i % 2 == parity] for parity in (0, 1))
     return even, odd
-
-
-def _patch_rows(x: np.ndarray, y: np.ndarray, geometry: Geometry) -> tuple[list[np.ndarray], np.ndarray]:
-    """For windows that tile the image: row kh of every window as KH views of x (..., OW, KW·C), and y (..., OW, F).
-
-    Within an image row, windows side by side are already the rows of a matrix, so nothing is copied. With 1x1
-    windows, all pixels of all images form a single matrix.
-    """
-    (kh, kw), (n, oh, ow, f), c = geometry.kernel, y.shape, x.shape[3]
-    rows = [x[:, i:oh * kh:kh, :ow * kw] for i in range(kh)]                # (N, OH, OW*KW, C)
-    single = kh == 1 and rows[0].flags.c_contiguous
-    leading = (n * oh * ow,) if single else (n, oh, ow)
-    reshape = array_module(x, y).reshape
-    return [reshape(r, (*leading, kw * c), copy=False) for r in rows], reshape(y, (*leading, f), copy=False)
-
-
-def _parts(array: np.ndarray) -> list[slice]:
-    """Slices of the first axis: single images, or PART_ROWS rows of a single matrix."""
-    return _ranges(len(array), 1 if array.ndim == 4 else PART_ROWS)

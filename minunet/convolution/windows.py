@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minunet.backend import array_module
+from minunet import memory
 from minunet.geometry import Geometry, Pair
 
 
@@ -18,7 +18,7 @@ def pad_border(x: np.ndarray, geometry: Geometry, value: float = 0.0) -> np.ndar
     if ph == pw == 0:
         return x
     n, h, w, c = x.shape
-    padded = array_module(x).empty((n, h + 2 * ph, w + 2 * pw, c), x.dtype)
+    padded = memory.empty((n, h + 2 * ph, w + 2 * pw, c), x.dtype)
     padded[:, :ph], padded[:, ph + h:] = value, value
     padded[:, :, :pw], padded[:, :, pw + w:] = value, value
     padded[:, ph:ph + h, pw:pw + w] = x
@@ -39,5 +39,4 @@ def windows(padded: np.ndarray, geometry: Geometry, out_size: Pair) -> np.ndarra
     assert inside, "a window reaches outside the padded image"
     on_n, on_h, on_w, on_c = padded.strides
     strides = (on_n, sh * on_h, sw * on_w, dh * on_h, dw * on_w, on_c)
-    stride_tricks = array_module(padded).lib.stride_tricks
-    return stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)
+    return np.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)

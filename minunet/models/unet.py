@@ -11,12 +11,13 @@ Source: Ronneberger, Fischer, Brox, U-Net: convolutional networks for biomedical
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minunet import nn
-from minunet.autograd import Tensor, no_grad
+from minunet import functional, nn
+from minunet.autograd import Tensor, no_grad, recompute
 from minunet.backend import as_float, device_of, to_device
 from minunet.geometry import IntOrPair, Pair, as_pair
 from minunet.models.summary import Summary, summarize
@@ -44,6 +45,7 @@ class DoubleConv(nn.Module):
                              gain=GAINS[activation], rng=rng, relu=fused and norm is None)
 
         fused = activation == "relu"            # the layer before the ReLU, batch norm or convolution, does it as well
+        self.recompute = False
         self.conv1 = conv(channels_in)
         self.norm1 = nn.BatchNorm2d(channels_out, relu=fused) if norm else None
         self.activation1 = None if fused else ACTIVATIONS[activation]()
@@ -51,11 +53,19 @@ class DoubleConv(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out, relu=fused) if norm else None
         self.activation2 = None if fused else ACTIVATIONS[activation]()
 
-    def forward(self, x: Any) -> Any:
-        """Convolution, norm, activation, twice."""
+    def forward(self, *xs: Any, pool: bool = False) -> Any:
+        """Convolution, norm, activation, twice, of images side by side; with pool (y, its 2x2 maxima)."""
+        function = partial(self._compute, pool=pool)
+        return recompute(function, *xs) if self.recompute and isinstance(xs[0], Tensor) else function(*xs)
+
+    def _compute(self, *xs: Any, pool: bool) -> Any:
+        if self.norm1 and self.norm2 and self.norm1.relu and isinstance(xs[0], Tensor):
+            x = nn.conv_norm_relu(self.conv1, self.norm1, *xs)
+            return nn.conv_norm_relu(self.conv2, self.norm2, x, pool=pool)
         for layer in (self.conv1, self.norm1, self.activation1, self.conv2, self.norm2, self.activation2):
-            x = layer(x) if layer else x
-        return x
+            xs = (layer(*xs),) if layer else xs
+        x, = xs
+        return (x, functional.max_pool2d(x, 2)) if pool else x
 
 
 class Down(nn.Module):
@@ -67,10 +77,16 @@ class Down(nn.Module):
         self.dropout = nn.Dropout(dropout, rng)
         self.convs = DoubleConv(channels_in, channels_out, rng=rng, **options)
 
-    def forward(self, x: Any) -> tuple[Any, Any]:
-        """The level below, and the winners (None for an average)."""
-        x, winners = self.pool.with_winners(x) if isinstance(self.pool, nn.MaxPool2d) else (self.pool(x), None)
-        return self.convs(self.dropout(x)), winners
+    def forward(self, x: Any, pooled: Any = None, pool: bool = False) -> tuple[Any, Any]:
+        """The level below, and the winners (None for an average). pooled: x's maxima, if they have been made already.
+
+        With pool, the level below is (y, its maxima).
+        """
+        winners = None
+        if pooled is None:
+            pooled, winners = (self.pool.with_winners(x) if isinstance(self.pool, nn.MaxPool2d)
+                               else (self.pool(x), None))
+        return self.convs(self.dropout(pooled), pool=pool), winners
 
 
 class Up(nn.Module):
@@ -91,7 +107,6 @@ class Up(nn.Module):
             self.reduce = nn.Conv2d(channels_in, channels, 1, gain=1.0, rng=rng)
             self.up = nn.MaxUnpool2d(2) if up == "unpool" else nn.Resample(2, up)
         self.crop = nn.CenterCrop() if padding == "valid" else None
-        self.concat = nn.Concat()
         self.convs = DoubleConv(channels_in, channels, padding, rng=rng, **options)
         self.dropout = nn.Dropout(dropout, rng)
 
@@ -103,7 +118,7 @@ class Up(nn.Module):
             winners = center_crop(winners, size=x.shape[1:3])[0]    # they are positions inside windows: crops keep them
         x = self.up(x, winners) if isinstance(self.up, nn.MaxUnpool2d) else self.up(x)
         skip = self.crop(skip, x) if self.crop else skip
-        return self.dropout(self.convs(self.concat(skip, x)))
+        return self.dropout(self.convs(skip, x))
 
 
 class UNet(nn.Module):
@@ -124,6 +139,8 @@ class UNet(nn.Module):
         up: "transpose", "nearest", "bilinear", "bicubic", or "unpool" (needs pool="max").
         output: what `predict` applies to the logits: "sigmoid", "softmax" or "linear" (nothing).
         rng: draws the initial weights (He) and the dropout masks; None is a generator with the seed 0.
+        recompute: in training, of each `DoubleConv` only the inputs are kept, and backward computes it again: the same
+            gradients, less memory, more time. An attribute, which can be changed at any time.
 
     Raises ValueError for arguments outside these, for images of another number of channels, and for a size that does
     not fit "valid" convolutions, with the nearest that do.
@@ -137,7 +154,8 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels: int, classes: int, base: int = 64, depth: int = 4, padding: str = "same",
                  norm: str | None = "batch", dropout: float = 0.0, activation: str = "relu", pool: str = "max",
-                 up: str = "transpose", output: str = "sigmoid", rng: np.random.Generator | None = None):
+                 up: str = "transpose", output: str = "sigmoid", rng: np.random.Generator | None = None,
+                 recompute: bool = False):
         self.config: dict[str, Any] = dict(
             in_channels=in_channels, classes=classes, base=base, depth=depth, padding=padding, norm=norm,
             dropout=dropout, activation=activation, pool=pool, up=up, output=output)
@@ -151,6 +169,18 @@ class UNet(nn.Module):
         self.up = [Up(c, up, dropout=dropout, rng=rng, **options) for c in widths[:0:-1]]
         self.head = nn.Conv2d(base, classes, 1, gain=GAINS["linear"], rng=rng)
         self.crop = nn.Crop() if padding == "same" else None
+        self.recompute = recompute
+
+    @property
+    def recompute(self) -> bool:
+        """Whether backward computes each `DoubleConv` again instead of keeping what was made in it."""
+        return self.first.recompute
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        for _, module in self.named_modules():
+            if isinstance(module, DoubleConv):
+                module.recompute = bool(wanted)
 
     def forward(self, x: Any) -> Any:
         """Logits (N, OH, OW, classes) of images (N, H, W, in_channels), which are converted to the net's dtype and
@@ -162,12 +192,14 @@ class UNet(nn.Module):
         if isinstance(x, Tensor) and not x.requires_grad:       # images are constants: they come to the net
             x = Tensor(to_device(as_float(x.data, self.head.weight.dtype), device_of(self.head.weight.data)))
         image = x
-        x = self.first(self.pad(x) if self.pad else x)
+        # a level makes its maxima in passing, unless the way up wants to know their places
+        pool = isinstance(x, Tensor) and self.config["pool"] == "max" and self.config["up"] != "unpool"
+        x, pooled = _pair(self.first(self.pad(x) if self.pad else x, pool=pool))
         levels = []
         for down in self.down:
-            below, winners = down(x)
+            below, winners = down(x, pooled, pool=pool and down is not self.down[-1])
             levels.append((x, winners))
-            x = below
+            x, pooled = _pair(below)
         for up in self.up:
             x = up(x, *levels.pop())
         x = self.head(x)
@@ -216,9 +248,14 @@ class UNet(nn.Module):
         """The table of layers for images of this size in px, and a forecast of training memory; nothing is computed.
 
         >>> print(UNet(3, 2, base=4, depth=1).summary((32, 32)).totals())
-        20 layers, 1,754 parameters, 962,560 multiply-adds, 0.25 MiB of activations
+        19 layers, 1,754 parameters, 962,560 multiply-adds, 0.22 MiB of activations
         """
         return summarize(self, (batch, *as_pair(size, "size", 1), self.config["in_channels"]))
+
+
+def _pair(y: Any) -> tuple[Any, Any]:
+    """A level and its maxima, None where there are none."""
+    return y if isinstance(y, tuple) else (y, None)
 
 
 def _check_config(config: dict[str, Any]) -> None:

@@ -20,11 +20,12 @@ from minunet.nn.layers import (
     Resample,
     Sigmoid,
     Softmax,
+    conv_norm_relu,
 )
-from minunet.nn.module import Kept, Module, Parameter, Placeholder, Sequential, record_layers
+from minunet.nn.module import Kept, LayerCall, Module, Parameter, Placeholder, Sequential, record_layers
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "CenterCrop", "Concat", "Conv2d", "ConvTranspose2d", "Crop", "Dropout", "ELU",
-    "Flatten", "Kept", "LeakyReLU", "Linear", "MaxPool2d", "MaxUnpool2d", "Module", "Pad", "Parameter", "Placeholder",
-    "ReLU", "Resample", "Sequential", "Sigmoid", "Softmax", "record_layers",
+    "Flatten", "Kept", "LayerCall", "LeakyReLU", "Linear", "MaxPool2d", "MaxUnpool2d", "Module", "Pad", "Parameter",
+    "Placeholder", "ReLU", "Resample", "Sequential", "Sigmoid", "Softmax", "conv_norm_relu", "record_layers",
 ]

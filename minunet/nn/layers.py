@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from minunet import functional
-from minunet.autograd import Tensor
+from minunet.autograd import Tensor, is_recording, once
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
 from minunet.nn.init import GAINS, as_generator, he_normal, transposed_fan_in
 from minunet.nn.module import Kept, Module, Parameter
+from minunet.ops.block import fold, pooled
 
 Shape = tuple[int, ...]
 
@@ -23,7 +24,10 @@ def _bias(channels: int, wanted: bool) -> Parameter | None:
 
 
 class Conv2d(Module):
-    """y = A x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, in, out), bias (out,). With relu, max(·, 0)."""
+    """y = A x + b: (N, H, W, in) -> (N, OH, OW, out). weight (KH, KW, in, out), bias (out,). With relu, max(·, 0).
+
+    Several images may be given, with `in` channels together.
+    """
 
     precision = "float32"
 
@@ -40,13 +44,13 @@ class Conv2d(Module):
         """The input, and with the ReLU its output."""
         return Kept(inputs=True, output=self.relu)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *xs: Tensor) -> Tensor:
         """A x + b, or the maximum of this and 0."""
         g = self.geometry
-        return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation, self.precision,
+        return functional.conv2d(xs, self.weight, self.bias, g.stride, g.padding, g.dilation, self.precision,
                                  self.relu)
 
-    def output_shape(self, x: Shape) -> Shape:
+    def output_shape(self, x: Shape, *more: Shape) -> Shape:
         """(N, OH, OW, out)."""
         return (x[0], *self.geometry.output_size(x[1:3]), self.weight.shape[3])
 
@@ -129,8 +133,8 @@ class BatchNorm2d(Module):
 
     @property
     def kept(self) -> Kept:         # type: ignore[override]
-        """x̂, and with the ReLU its output."""
-        return Kept(output=self.relu, extra=1.0)
+        """x, and with the ReLU its output."""
+        return Kept(inputs=True, output=self.relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """γ x̂ + β, or the maximum of this and 0."""
@@ -138,15 +142,42 @@ class BatchNorm2d(Module):
             return functional.normalize(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps,
                                         self.relu)
         y, mean, var = functional.batch_norm(x, self.gamma, self.beta, self.eps, self.relu)
-        count, m = x.data.size // mean.size, self.momentum
+        self.update(mean, var, x.data.size // mean.size)
+        return y
+
+    def update(self, mean: np.ndarray, var: np.ndarray, count: int) -> None:
+        """Move the running statistics towards the mean and biased variance of a batch of count values a channel."""
+        once(lambda: self._update(mean, var, count))
+
+    def _update(self, mean: np.ndarray, var: np.ndarray, count: int) -> None:
+        m = self.momentum
         self.running_mean = (1 - m) * self.running_mean + m * mean
         if count > 1:
             self.running_var = (1 - m) * self.running_var + m * (var * (count / (count - 1)))
-        return y
 
     def output_shape(self, x: Shape) -> Shape:
         """That of x."""
         return x
+
+
+def conv_norm_relu(conv: Conv2d, norm: BatchNorm2d, *xs: Tensor, pool: bool = False) -> Any:
+    """What the two layers make one after the other, norm with relu, but as one op; with pool also its 2x2 maxima.
+
+    In training `functional.conv_norm_relu`. In prediction batch norm is a part of the convolution's weights, unless
+    gradients are wanted.
+    """
+    padding, precision = conv.geometry.padding, conv.precision
+    if norm.training:
+        *results, mean, var = functional.conv_norm_relu(xs, conv.weight, norm.gamma, norm.beta, norm.eps, padding, pool,
+                                                        precision)
+        norm.update(mean, var, results[0].data.size // mean.size)
+        return tuple(results) if pool else results[0]
+    if is_recording() and any(t.requires_grad for t in (*xs, conv.weight, norm.gamma, norm.beta)):
+        y = norm(conv(*xs))
+        return (y, functional.max_pool2d(y, 2)) if pool else y
+    w, b = fold(conv.weight.data, norm.gamma.data, norm.beta.data, norm.running_mean, norm.running_var, norm.eps)
+    y = functional.conv2d(xs, w, b, padding=padding, precision=precision, relu=True)
+    return (y, Tensor(pooled(y.data))) if pool else y
 
 
 class _Pointwise(Module):

@@ -76,11 +76,11 @@ class Module:
     kept = Kept()
     training = True
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module computes."""
         raise TypeError(f"{type(self).__name__} has no forward method")
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         if inputs and isinstance(inputs[0], Placeholder) and hasattr(self, "output_shape"):
             shape = self.output_shape(*(i.shape for i in inputs if isinstance(i, Placeholder)))
             output = Placeholder(shape)
@@ -88,7 +88,7 @@ class Module:
             if calls is not None:
                 calls.append(LayerCall(self, inputs, output))
             return output
-        return self.forward(*inputs)
+        return self.forward(*inputs, **options)
 
     def multiply_adds(self, output_shape: tuple[int, ...]) -> int:
         """Multiply-adds of one forward pass, counting matrix products only."""

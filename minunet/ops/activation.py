@@ -6,19 +6,30 @@ from typing import Any
 
 import numpy as np
 
+from minunet import memory
 from minunet.backend import array_module, on_gpu
 from minunet.ops.kernels.activation import elementwise, over_channels
+from minunet.ops.rows import count_rows, in_blocks, repeated
 
 
 def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """max(x, 0)."""
-    y = elementwise("relu", x) if on_gpu(x) else array_module(x).maximum(x, 0)
+    if on_gpu(x):
+        y = elementwise("relu", x)
+        return y, y
+    rows, y = count_rows(x), memory.empty(x.shape, x.dtype)
+    zeros = repeated([0], x.size // max(rows, 1), x.dtype)     # NumPy's maximum with an array is faster than with 0
+    in_blocks(lambda x, y: np.maximum(x, zeros, out=y), rows, x, y)
     return y, y
 
 
 def relu_backward(dy: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
     """dx = dy where y > 0, else 0 (also at 0)."""
-    return (elementwise("relu_backward", dy, y) if on_gpu(dy) else dy * (y > 0),)
+    if on_gpu(dy):
+        return (elementwise("relu_backward", dy, y),)
+    dx = memory.empty(y.shape, dy.dtype)
+    in_blocks(lambda dy, y, dx: np.multiply(dy, y > 0, out=dx), count_rows(y), dy, y, dx)
+    return (dx,)
 
 
 def leaky_relu(x: np.ndarray, *, slope: float = 0.01) -> tuple[np.ndarray, Any]:

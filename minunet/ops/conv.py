@@ -5,6 +5,8 @@
 | forward | y = A x + b | y = Aᵀ x + b |
 | dx | Aᵀ dy | A dy |
 | dw | weight_grad(x, dy) | weight_grad(dy, x) |
+
+x of a convolution may be several images whose channels lie side by side: they are read where they are, not joined.
 """
 
 from __future__ import annotations
@@ -19,30 +21,34 @@ from minunet.geometry import Geometry, IntOrPair
 from minunet.ops.activation import relu_backward
 from minunet.ops.sums import channel_sum
 
-Gradients = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+Gradients = tuple[np.ndarray | None, ...]
 
 
 class Convolved(NamedTuple):
-    """What the backward needs: the matrix, its input, and y if the ReLU is fused."""
+    """What the backward needs: the matrix, its input images, and y if the ReLU is fused."""
 
     A: ConvMatrix
-    x: np.ndarray
+    xs: tuple[np.ndarray, ...]
     y: np.ndarray | None
 
     @property
     def positive(self) -> np.ndarray:
         """Where y > 0, the kink of a fused ReLU; without one an empty array."""
-        return self.x[:0] > 0 if self.y is None else self.y > 0
+        return (self.xs[0][:0] if self.y is None else self.y) > 0
 
 
-def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
+def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.ndarray, stride: IntOrPair = 1,
            padding: IntOrPair = 0, dilation: IntOrPair = 1, precision: str = "float32",
            relu: bool = False) -> tuple[np.ndarray, Convolved]:
-    """y = A x + b: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F). With relu, the maximum of this and 0."""
-    _check("conv2d", x, w, b, channel_axis=2)
+    """y = A x + b: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> (N, OH, OW, F). With relu, the maximum of this and 0.
+
+    more images beside x: the C channels are those of all of them.
+    """
+    xs = (x, *more)
+    check_images("conv2d", xs, w, b)
     A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3], precision=precision)
-    y = A.affine(x, b, relu)
-    return y, Convolved(A, x, y if relu else None)
+    y = A.affine(xs, b, relu)
+    return y, Convolved(A, xs, y if relu else None)
 
 
 def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
@@ -50,21 +56,31 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
 
     b is added to every pixel, so db is the sum of dy over all pixels. A fused ReLU's gradient comes first.
     """
-    A, x, y = cache
+    A, xs, y = cache
     if y is not None:
         dy, = relu_backward(dy, y)
+    dx, *more = image_gradients(A, xs, dy, (needs[0], *needs[3:]))
     return (
-        A.T @ dy if needs[0] else None,
-        A.weight_grad(x, dy) if needs[1] else None,
+        dx,
+        A.weight_grad(xs, dy) if needs[1] else None,
         channel_sum(dy) if needs[2] else None,
+        *more,
     )
+
+
+def image_gradients(A: ConvMatrix, xs: tuple[np.ndarray, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
+    """Aᵀ dy, cut into what belongs to each image of xs; None where it is not needed."""
+    if not any(needs):
+        return (None,) * len(xs)
+    dxs = A.T.split(dy, [x.shape[3] for x in xs]) if len(xs) > 1 else (A.T @ dy,)
+    return tuple(dx if needed else None for dx, needed in zip(dxs, needs))
 
 
 def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
                      padding: IntOrPair = 0, output_padding: IntOrPair = 0, dilation: IntOrPair = 1,
                      precision: str = "float32") -> tuple[np.ndarray, Any]:
     """y = Aᵀ x + b: x (N, H, W, F), w (KH, KW, C, F), b (C,) -> (N, OH, OW, C)."""
-    _check("conv_transpose2d", x, w, b, channel_axis=3)
+    _check("conv_transpose2d", x, x.shape[3:], w, b, channel_axis=3)
     geometry = Geometry(w.shape[:2], stride, padding, dilation)
     A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding), precision=precision)
     return A.T.affine(x, b), (A, x)
@@ -102,17 +118,27 @@ def linear_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True,
     )
 
 
-def _check(name: str, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, channel_axis: int) -> None:
-    """The border's check of shapes and dtypes; channel_axis is the axis of w that meets x's channels."""
+def check_images(name: str, xs: tuple[np.ndarray, ...], w: np.ndarray, b: np.ndarray | None) -> None:
+    """The border's check of a convolution: shapes and dtypes, of all images beside each other."""
+    same_dtype(name, **{f"image {i}": x for i, x in enumerate(xs)} if len(xs) > 1 else {"x": xs[0]}, weight=w, bias=b)
+    if len({x.shape[:-1] for x in xs}) > 1:
+        raise ValueError(f"{name}: images side by side must have one shape but for the channels; got "
+                         + ", ".join(str(x.shape) for x in xs))
+    _check(name, xs[0], tuple(x.shape[3] for x in xs if x.ndim == 4), w, b, channel_axis=2)
+
+
+def _check(name: str, x: np.ndarray, channels: tuple[int, ...], w: np.ndarray, b: np.ndarray | None,
+           channel_axis: int) -> None:
+    """Shapes and dtypes: x, or the images x is the first of, has these channels; they meet w's channel_axis."""
     same_dtype(name, x=x, weight=w, bias=b)
     if x.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C), channels last; its shape is {x.shape}")
     if w.ndim != 4:
         raise ValueError(f"{name}: weight must be 4-d, (KH, KW, channels of the image, channels of the windows); "
                          f"its shape is {w.shape}")
-    if w.shape[channel_axis] != x.shape[3]:
-        raise ValueError(f"{name}: weight has {w.shape[channel_axis]} input channels, x has {x.shape[3]} "
-                         f"(x is {x.shape}, channels last; weight is {w.shape})")
+    if w.shape[channel_axis] != sum(channels):
+        raise ValueError(f"{name}: weight has {w.shape[channel_axis]} input channels, x has "
+                         f"{' + '.join(map(str, channels))} (x is {x.shape}, channels last; weight is {w.shape})")
     _check_bias(name, b, w.shape[5 - channel_axis])
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minunet import memory, parallel
 from minunet.backend import array_module, on_gpu
 from minunet.ops.kernels import dropout as kernels
+from minunet.ops.rows import count_rows, in_blocks
 
 _CHUNK = 1 << 14        # blocks of four words made at a time: their intermediate results stay in cache
 
@@ -27,15 +29,25 @@ def dropout(x: np.ndarray, *, p: float, key: int) -> tuple[np.ndarray, Any]:
         options = _threshold(p), int(key), scale
         return kernels.dropout(x, *options), options
     keep = keep_mask(key, x, p)
-    return x * keep * scale, (keep, scale)
+    return _masked(x, keep, scale), (keep, scale)
 
 
 def dropout_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     """A product with constants: dx = dy · mask / (1 − p)."""
     if on_gpu(dy):
         return (kernels.dropout(dy, *cache),)
-    keep, scale = cache
-    return (dy * keep * scale,)
+    return (_masked(dy, *cache),)
+
+
+def _masked(x: np.ndarray, keep: np.ndarray, scale: np.floating) -> np.ndarray:
+    y = memory.empty(x.shape, x.dtype)
+
+    def job(x: np.ndarray, keep: np.ndarray, y: np.ndarray) -> None:
+        np.multiply(x, keep, out=y)
+        np.multiply(y, scale, out=y)
+
+    in_blocks(job, count_rows(x), x, keep, y)
+    return y
 
 
 def keep_mask(key: int, x: np.ndarray, p: float) -> np.ndarray:
@@ -43,10 +55,13 @@ def keep_mask(key: int, x: np.ndarray, p: float) -> np.ndarray:
     xp = array_module(x)
     keep = xp.empty(x.size, bool)
     threshold = _threshold(p)
-    for start in range(0, x.size, 4 * _CHUNK):
+
+    def job(start: int) -> None:
         stop = min(start + 4 * _CHUNK, x.size)
         blocks = xp.arange(start // 4, (stop + 3) // 4, dtype=np.uint64)
         keep[start:stop] = philox4x32(blocks, key).ravel()[:stop - start] >= threshold
+
+    parallel.run(job, range(0, x.size, 4 * _CHUNK))
     return keep.reshape(x.shape)
 
 

@@ -77,9 +77,13 @@ def bce_with_logits(logits: np.ndarray, *, target: Any, weights: Any = None, cla
     w = valid * _pixel_weights(name, weights, logits)[..., None]
     w = w * _class_weights(name, class_weights, logits)
     w /= max(int(valid.sum()), 1)
-    losses = xp.maximum(logits, 0) - logits * t + xp.log1p(xp.exp(-abs(logits)))
+    e = xp.exp(-abs(logits))                                                # in (0, 1]
+    losses = xp.maximum(logits, 0) - logits * t + xp.log1p(e)
     loss = (w * losses).sum(dtype=np.float64)
-    return xp.asarray(loss, logits.dtype), LossCache((sigmoid(logits)[0] - t) * w)
+    gradient = xp.where(logits >= 0, 1, e) / (1 + e)                        # σ(z)
+    gradient -= t
+    gradient *= w
+    return xp.asarray(loss, logits.dtype), LossCache(gradient)
 
 
 def dice(logits: np.ndarray, *, target: Any, weights: Any = None, class_weights: Any = None,

@@ -1,53 +1,61 @@
 """Batch normalisation: each channel to mean 0 and variance 1 over the batch and its pixels, then scaled and shifted.
 
-With relu=True also max(·, 0) of that, in one op: it keeps one array less, and on a GPU passes over memory once less.
+With relu=True also max(·, 0) of that, in one op. On the CPU the forward goes over memory twice, for the statistics and
+for y, and so does the backward, for two sums and for dx; each time all is done to a block of rows while it is in cache.
 
 Source: Ioffe and Szegedy, Batch normalization (2015), algorithm 1; the backward in closed form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from minunet import memory, parallel
 from minunet.backend import on_gpu, same_dtype
 from minunet.ops.kernels import norm as kernels
-from minunet.ops.sums import channel_sum
+from minunet.ops.rows import channel_sums, count_rows, in_blocks, repeated
+
+Sums = tuple[np.ndarray, np.ndarray]
+
+SAMPLE = 1 << 17        # numbers, about, whose mean the sums are taken around
 
 
 class Normalised(NamedTuple):
-    """What the backward needs, and the batch's statistics (C,): mean, biased variance; y if the ReLU is fused.
+    """What the backward needs: x, and y if the ReLU is fused; numbers for each channel (C,), the statistics in float64.
 
-    On a GPU it is `kernels.Kept`, with mean, var and positive likewise.
+    constant: mean and variance do not depend on x. On a GPU it is `kernels.Kept`, with mean, var and positive likewise.
     """
 
-    x_hat: np.ndarray
+    x: np.ndarray
+    y: np.ndarray | None
     gamma: np.ndarray
-    sigma: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
-    y: np.ndarray | None = None
+    exact_mean: np.ndarray
+    exact_var: np.ndarray
+    eps: float
+    constant: bool = False
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, in x's dtype."""
+        return self.exact_mean.astype(self.x.dtype)
+
+    @property
+    def var(self) -> np.ndarray:
+        """The biased variance, in x's dtype."""
+        return self.exact_var.astype(self.x.dtype)
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """√(var + eps), in float64."""
+        return np.sqrt(self.exact_var + self.eps)
 
     @property
     def positive(self) -> np.ndarray:
         """Where y > 0, the kink of a fused ReLU; without one an empty array."""
-        return _positive(self.y, self.x_hat)
-
-
-class Affine(NamedTuple):
-    """What the backward needs where mean and σ are constants. On a GPU it is `kernels.Kept`."""
-
-    x: np.ndarray
-    gamma: np.ndarray
-    sigma: np.ndarray
-    mean: np.ndarray
-    y: np.ndarray | None = None
-
-    @property
-    def positive(self) -> np.ndarray:
-        """As `Normalised.positive`."""
-        return _positive(self.y, self.x)
+        return (self.x[:0] if self.y is None else self.y) > 0
 
 
 def batch_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5,
@@ -59,15 +67,7 @@ def batch_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float
     _check("batch_norm", x, gamma, beta, eps)
     if on_gpu(x):
         return kernels.batch_norm(x, gamma, beta, float(eps), bool(relu))
-    count = x.size // x.shape[-1]
-    mean = channel_sum(x) / count
-    x_hat = x - mean
-    var = channel_sum(x_hat * x_hat) / count
-    sigma = (var + float(eps)) ** 0.5
-    x_hat /= sigma
-    y = x_hat * gamma
-    y += beta
-    return y, Normalised(x_hat, gamma, sigma, mean, var, _rectify(y) if relu else None)
+    return _normalised(Normalised(x, None, gamma, *statistics(x), float(eps)), beta, relu)
 
 
 def batch_norm_backward(dy: np.ndarray, cache: Normalised | kernels.Kept
@@ -83,20 +83,23 @@ def batch_norm_backward(dy: np.ndarray, cache: Normalised | kernels.Kept
     """
     if isinstance(cache, kernels.Kept):
         return kernels.backward(dy, cache)
-    x_hat, gamma, sigma, _, _, y = cache
-    if y is not None:
-        dy = dy * (y > 0)
-    count = dy.size // dy.shape[-1]
-    dgamma, dbeta = channel_sum(dy * x_hat), channel_sum(dy)
-    dx = x_hat * (-dgamma / count)
-    dx += dy
-    dx -= dbeta / count
-    dx *= gamma / sigma
-    return dx, dgamma, dbeta
+    x, y, dx = cache.x, cache.y, memory.empty(cache.x.shape, dy.dtype)
+    rows = count_rows(x)
+    sums_of = gradient_sums(cache, x.size // rows)
+
+    def job(dy: np.ndarray, x: np.ndarray, y: np.ndarray | None, g: np.ndarray) -> Sums:
+        if y is None:
+            return sums_of(dy, x)
+        positive = memory.scratch(y.shape, np.dtype(bool))
+        np.multiply(dy, np.greater(y, 0, out=positive), out=g)
+        return sums_of(g, x)
+
+    sums = in_blocks(job, rows, dy, x, y, dx)
+    return input_gradient(dy if y is None else dx, cache, sums, out=dx)
 
 
 def normalize(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, mean: np.ndarray, var: np.ndarray,
-              eps: float = 1e-5, relu: bool = False) -> tuple[np.ndarray, Affine | kernels.Kept]:
+              eps: float = 1e-5, relu: bool = False) -> tuple[np.ndarray, Normalised | kernels.Kept]:
     """y = γ (x − mean)/√(var + eps) + β with statistics that are constants: batch norm in prediction.
 
     With relu, the maximum of this and 0.
@@ -104,31 +107,106 @@ def normalize(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, mean: np.nd
     _check("normalize", x, gamma, beta, eps, mean=mean, var=var)
     if on_gpu(x):
         return kernels.normalize(x, gamma, beta, mean, var, float(eps), bool(relu))
-    sigma = (var + float(eps)) ** 0.5
-    scale = gamma / sigma
-    y = x * scale
-    y += beta - mean * scale
-    return y, Affine(x, gamma, sigma, mean, _rectify(y) if relu else None)
+    exact = mean.astype(np.float64), var.astype(np.float64)
+    return _normalised(Normalised(x, None, gamma, *exact, float(eps), constant=True), beta, relu)
 
 
-def normalize_backward(dy: np.ndarray, cache: Affine | kernels.Kept
-                       ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An affine map of each channel: dx = dy · γ/σ, dγ = Σ dy · (x − mean)/σ, dβ = Σ dy."""
-    if isinstance(cache, kernels.Kept):
-        return kernels.backward(dy, cache)
-    x, gamma, sigma, mean, y = cache
-    if y is not None:
-        dy = dy * (y > 0)
-    return dy * (gamma / sigma), channel_sum(dy * (x - mean)) / sigma, channel_sum(dy)
+# an affine map of each channel: dx = dy · γ/σ; dγ and dβ as above
+normalize_backward = batch_norm_backward
 
 
-def _rectify(y: np.ndarray) -> np.ndarray:
-    """max(y, 0) in place."""
-    return np.maximum(y, 0, out=y)
+def _normalised(cache: Normalised, beta: np.ndarray, relu: bool) -> tuple[np.ndarray, Normalised]:
+    """y, and the cache with it where the backward needs it."""
+    x, y = cache.x, memory.empty(cache.x.shape, cache.x.dtype)
+    rows = count_rows(x)
+    in_blocks(application(cache, beta, relu, x.size // rows), rows, x, y)
+    return y, cache._replace(y=y) if relu else cache
 
 
-def _positive(y: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-    return (x[:0] if y is None else y) > 0
+def statistics(x: np.ndarray) -> Sums:
+    """Mean and biased variance of each channel in float64: (..., C) -> (C,), (C,).
+
+    From sums of x − s and (x − s)², with s the mean of every k-th row. However large the mean of all is, this loses no
+    digits to it: at worst, where those rows are unlike all others, (mean − s)² is k − 1 times the variance.
+
+    Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance (1983), section 3: shifted data.
+    """
+    rows, channels = count_rows(x), x.shape[-1]
+    matrix = x.reshape(rows, -1)
+    sample = np.ascontiguousarray(matrix[::-(-x.size // SAMPLE)])
+    # as a job, so that BLAS does it with one thread: its others would go on looking for work for a while
+    total, = parallel.run(lambda rows: channel_sums(rows, channels), [sample])
+    near = total * channels / sample.size
+    shift = repeated(near, matrix.shape[1], x.dtype)
+
+    def job(block: np.ndarray) -> Sums:
+        centred = memory.scratch(block.shape, block.dtype)
+        np.subtract(block, shift, out=centred)
+        sums = channel_sums(centred, channels)
+        np.multiply(centred, centred, out=centred)
+        return sums, channel_sums(centred, channels)
+
+    parts = zip(*in_blocks(job, rows, x))
+    off, squares = (np.sum(part, axis=0, dtype=np.float64) * channels / x.size for part in parts)
+    return near + off, squares - off**2
+
+
+def application(cache: Normalised, beta: np.ndarray, relu: bool, length: int) -> Callable[..., None]:
+    """x -> y for blocks with rows of this length: γ x̂ + β, with relu the maximum of this and 0, written into y."""
+    dtype = cache.x.dtype
+    scale = cache.gamma / cache.sigma
+    # x − mean is exact where x is close to a large mean; what the mean lost in x's dtype goes into the shift
+    shift = beta - (cache.exact_mean - cache.mean) * scale
+    mean, scale, shift = (repeated(values, length, dtype) for values in (cache.mean, scale, shift))
+    zeros = np.zeros(length, dtype)                 # NumPy's maximum of two arrays takes a third of that with a number
+
+    def apply(x: np.ndarray, y: np.ndarray) -> None:
+        np.subtract(x, mean, out=y)
+        np.multiply(y, scale, out=y)
+        np.add(y, shift, out=y)
+        if relu:
+            np.maximum(y, zeros, out=y)
+
+    return apply
+
+
+def gradient_sums(cache: Normalised, length: int) -> Callable[[np.ndarray, np.ndarray], Sums]:
+    """(g, x) -> Σ g, Σ g (x − mean) for blocks with rows of this length; mean is the cache's, in x's dtype."""
+    mean, channels = repeated(cache.mean, length, cache.x.dtype), len(cache.gamma)
+
+    def sums(g: np.ndarray, x: np.ndarray) -> Sums:
+        product = memory.scratch(x.shape, x.dtype)
+        np.subtract(x, mean, out=product)
+        np.multiply(product, g, out=product)
+        return channel_sums(g, channels), channel_sums(product, channels)
+
+    return sums
+
+
+def input_gradient(g: np.ndarray, cache: Normalised, sums: list[Sums], out: np.ndarray
+                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dx, dγ, dβ from the gradient g behind the ReLU, and its `gradient_sums`. dx is out, which may be g."""
+    x, dtype, sigma = cache.x, cache.x.dtype, cache.sigma
+    dbeta, dgamma = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums))
+    dgamma = (dgamma - (cache.exact_mean - cache.mean) * dbeta) / sigma
+    rows, count = count_rows(x), x.size // len(sigma)
+    # mean(g) + x̂ · mean(g · x̂) = slope · x + offset
+    slope = dgamma / (count * sigma)
+    offset = dbeta / count - cache.exact_mean * slope
+    slope, offset, scale = (repeated(a, x.size // rows, dtype) for a in (slope, offset, cache.gamma / sigma))
+
+    def job(g: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        if cache.constant:
+            np.multiply(g, scale, out=dx)
+            return
+        loss = memory.scratch(x.shape, dtype)
+        np.multiply(x, slope, out=loss)
+        np.add(loss, offset, out=loss)
+        np.subtract(g, loss, out=dx)
+        np.multiply(dx, scale, out=dx)
+
+    in_blocks(job, rows, g, x, out)
+    return out, dgamma.astype(dtype), dbeta.astype(dtype)
 
 
 def _check(name: str, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float,

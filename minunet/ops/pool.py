@@ -6,14 +6,18 @@ and the gradient of max-pooling are then the same scatter to the winners; the gr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import array_module, device_of, on_gpu
+from minunet import memory, parallel
+from minunet.backend import device_of, on_gpu
+from minunet.convolution.im2col import blocks
 from minunet.convolution.windows import crop_border, pad_border, windows
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
 from minunet.ops.kernels import pool as kernels
+from minunet.ops.rows import count_rows, in_blocks
 
 
 class Pooled(NamedTuple):
@@ -34,17 +38,20 @@ def max_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
     if on_gpu(x):
         y, winners = kernels.max_pool2d(x, geometry)
         return y, Pooled(winners, geometry, x.shape[1:3])
-    xp = array_module(x)
     out_size = geometry.output_size(x.shape[1:3])
     view = windows(pad_border(x, geometry, -np.inf), geometry, out_size)     # (N, OH, OW, KH, KW, C)
-    y = view[:, :, :, 0, 0].copy()
-    winners = xp.zeros(y.shape, xp.min_scalar_type(geometry.kernel[0] * geometry.kernel[1] - 1))
-    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
-        if position > 0:
+    y = memory.empty((len(x), *out_size, x.shape[3]), x.dtype)
+    winners = memory.empty(y.shape, np.min_scalar_type(geometry.kernel[0] * geometry.kernel[1] - 1))
+
+    def job(view: np.ndarray, y: np.ndarray, winners: np.ndarray) -> None:
+        y[...], winners[...] = view[:, :, :, 0, 0], 0
+        for position, (i, j) in list(enumerate(np.ndindex(geometry.kernel)))[1:]:
             candidate = view[:, :, :, i, j]
             # a later position is a larger number, so the last to win is the maximum; quicker than a masked assignment
-            xp.maximum(winners, (candidate > y) * winners.dtype.type(position), out=winners)
-            xp.maximum(y, candidate, out=y)                 # unlike `>`, carries a NaN on
+            np.maximum(winners, (candidate > y) * winners.dtype.type(position), out=winners)
+            np.maximum(y, candidate, out=y)                 # unlike `>`, carries a NaN on
+
+    _in_blocks(job, view, y, winners)
     return y, Pooled(winners, geometry, x.shape[1:3])
 
 
@@ -79,9 +86,14 @@ def max_unpool2d_backward(dx: np.ndarray, cache: Pooled) -> tuple[np.ndarray]:
     if on_gpu(dx):
         return (kernels.max_unpool2d_backward(dx, winners, geometry),)
     view = windows(pad_border(dx, geometry), geometry, winners.shape[1:3])
-    dy = array_module(dx).zeros(winners.shape, dx.dtype)
-    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
-        dy += view[:, :, :, i, j] * (winners == position)
+    dy = memory.empty(winners.shape, dx.dtype)
+
+    def job(view: np.ndarray, dy: np.ndarray, winners: np.ndarray) -> None:
+        dy[...] = 0
+        for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
+            dy += view[:, :, :, i, j] * (winners == position)
+
+    _in_blocks(job, view, dy, winners)
     return (dy,)
 
 
@@ -91,11 +103,16 @@ def avg_pool2d(x: np.ndarray, *, kernel: IntOrPair, stride: IntOrPair | None = N
     geometry = _geometry("avg_pool2d", x, kernel, stride, padding)
     if on_gpu(x):
         return kernels.avg_pool2d(x, geometry), (geometry, x.shape[1:3])
-    view = windows(pad_border(x, geometry), geometry, geometry.output_size(x.shape[1:3]))
-    y = view[:, :, :, 0, 0].copy()
-    for i, j in list(np.ndindex(geometry.kernel))[1:]:
-        y += view[:, :, :, i, j]
-    y /= geometry.kernel[0] * geometry.kernel[1]
+    out_size = geometry.output_size(x.shape[1:3])
+    y = memory.empty((len(x), *out_size, x.shape[3]), x.dtype)
+
+    def job(view: np.ndarray, y: np.ndarray) -> None:
+        y[...] = view[:, :, :, 0, 0]
+        for i, j in list(np.ndindex(geometry.kernel))[1:]:
+            y += view[:, :, :, i, j]
+        y /= geometry.kernel[0] * geometry.kernel[1]
+
+    _in_blocks(job, windows(pad_border(x, geometry), geometry, out_size), y)
     return y, (geometry, x.shape[1:3])
 
 
@@ -105,9 +122,13 @@ def avg_pool2d_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray]:
     if on_gpu(dy):
         return (kernels.avg_pool2d_backward(dy, geometry, size),)
     padded, view = _padded_zeros(dy, geometry, size)
-    share = dy / (geometry.kernel[0] * geometry.kernel[1])
-    for i, j in np.ndindex(geometry.kernel):
-        view[:, :, :, i, j] += share
+
+    def job(view: np.ndarray, dy: np.ndarray) -> None:
+        share = dy / (geometry.kernel[0] * geometry.kernel[1])
+        for i, j in np.ndindex(geometry.kernel):
+            view[:, :, :, i, j] += share
+
+    _in_blocks(job, view, dy, overlap=_overlap(geometry))
     return (crop_border(padded, geometry),)
 
 
@@ -117,15 +138,34 @@ def _scatter(values: np.ndarray, pooled: Pooled) -> np.ndarray:
     if on_gpu(values):
         return kernels.max_unpool2d(values, winners, geometry, size)
     padded, view = _padded_zeros(values, geometry, size)
-    for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
-        view[:, :, :, i, j] += values * (winners == position)
+
+    def job(view: np.ndarray, values: np.ndarray, winners: np.ndarray) -> None:
+        for position, (i, j) in enumerate(np.ndindex(geometry.kernel)):
+            view[:, :, :, i, j] += values * (winners == position)
+
+    _in_blocks(job, view, values, winners, overlap=_overlap(geometry))
     return crop_border(padded, geometry)
+
+
+def _in_blocks(job: Callable[..., None], view: np.ndarray, *arrays: np.ndarray, overlap: bool = False) -> None:
+    """job(*parts) for blocks of all windows (N, OH, OW, KH, KW, C) and of arrays beside them, on all cores.
+
+    Where a job writes into windows that overlap, a block is all of an image.
+    """
+    n, oh, ow, kh, kw, c = view.shape
+    pieces: Sequence[Any] = range(n) if overlap else blocks(n, (oh, ow), kh * kw * c * view.itemsize)
+    parallel.run(lambda piece: job(*(a[piece:piece + 1] if overlap else a[piece] for a in (view, *arrays))), pieces)
+
+
+def _overlap(geometry: Geometry) -> bool:
+    return any(extent > stride for extent, stride in zip(geometry.extent, geometry.stride))
 
 
 def _padded_zeros(values: np.ndarray, geometry: Geometry, size: Pair) -> tuple[np.ndarray, np.ndarray]:
     """A padded image of zeros for values (N, OH, OW, C), and its windows (N, OH, OW, KH, KW, C)."""
     (ph, pw), (h, w) = geometry.padding, size
-    padded = array_module(values).zeros((len(values), h + 2 * ph, w + 2 * pw, values.shape[3]), values.dtype)
+    padded = memory.empty((len(values), h + 2 * ph, w + 2 * pw, values.shape[3]), values.dtype)
+    in_blocks(lambda block: block.fill(0), count_rows(padded), padded)
     return padded, windows(padded, geometry, values.shape[1:3])
 
 

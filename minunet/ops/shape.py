@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from minunet import memory
 from minunet.backend import FLOATS, array_module, on_gpu, same_dtype
 from minunet.geometry import IntOrPair, as_pair
 from minunet.ops.kernels import separable
 from minunet.ops.kernels import shape as kernels
+from minunet.ops.rows import in_blocks
 
 Margins = tuple[int, int, int, int]
 MODES = ("constant", "edge", "reflect")
@@ -27,15 +30,23 @@ def concat(*xs: np.ndarray) -> tuple[np.ndarray, list[int]]:
     channels = [x.shape[-1] for x in xs]
     if on_gpu(xs[0]):
         return kernels.concat(xs), channels
-    return array_module(*xs).concatenate(xs, axis=-1), channels
+    y = memory.empty((*xs[0].shape[:-1], sum(channels)), xs[0].dtype)
+    in_blocks(lambda y, *xs: np.concatenate(xs, axis=-1, out=y), math.prod(y.shape[:-1]), y, *xs)
+    return y, channels
 
 
 def concat_backward(dy: np.ndarray, channels: list[int]) -> tuple[np.ndarray, ...]:
     """Each input gets the gradient of its own channels: copies, because a view would keep all of dy alive."""
     if on_gpu(dy):
         return kernels.split(dy, channels)
-    xp = array_module(dy)
-    return tuple(xp.ascontiguousarray(part) for part in xp.split(dy, np.cumsum(channels)[:-1], axis=-1))
+    dxs = tuple(memory.empty((*dy.shape[:-1], c), dy.dtype) for c in channels)
+
+    def job(dy: np.ndarray, *dxs: np.ndarray) -> None:
+        for dx, part in zip(dxs, np.split(dy, np.cumsum(channels)[:-1], axis=-1)):
+            dx[...] = part
+
+    in_blocks(job, math.prod(dy.shape[:-1]), dy, *dxs)
+    return dxs
 
 
 def crop(x: np.ndarray, *, top: int, left: int, size: IntOrPair) -> tuple[np.ndarray, Any]:

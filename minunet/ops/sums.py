@@ -6,19 +6,19 @@ import numpy as np
 
 from minunet.backend import on_gpu
 from minunet.ops.kernels import sums as kernels
+from minunet.ops.rows import channel_sums, count_rows, in_blocks
 
 
 def channel_sum(x: np.ndarray) -> np.ndarray:
     """Σ over all but the last axis: (..., C) -> (C,).
 
-    Rows in x's dtype, then the rows' sums in float64: adding a million pixels one by one in float32 would lose three
-    digits.
+    Blocks in x's dtype, then the blocks' sums in float64: adding a million pixels one by one in float32 would lose
+    three digits.
     """
     if on_gpu(x):
         return kernels.channel_sum(x)
-    if x.ndim < 3:
-        return x.reshape(-1, x.shape[-1]).sum(0, dtype=np.float64).astype(x.dtype)
-    return x.sum(-2).reshape(-1, x.shape[-1]).sum(0, dtype=np.float64).astype(x.dtype)
+    parts = in_blocks(lambda block: channel_sums(block, x.shape[-1]), count_rows(x), x)
+    return sum(parts, np.zeros(x.shape[-1])).astype(x.dtype)
 
 
 def sum_to_shape(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

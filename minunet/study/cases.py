@@ -39,10 +39,21 @@ FRACTIONS = np.random.default_rng(5).uniform(0, 1, LOGITS)
 WEIGHTS = np.random.default_rng(6).uniform(0, 2, LOGITS[:3])
 CLASS_WEIGHTS = [1, 2, 0.5]
 
+
+def _unit_and_maxima(x: Tensor, x2: Tensor, w: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Both results, so that both gradients come together."""
+    y, pooled, *_ = F.conv_norm_relu((x, x2), w, gamma, beta, pool=True)
+    return F.concat(F.max_pool2d(y * y, 2), pooled)
+
+
 CASES: dict[str, Case] = {
     "conv2d": Case(lambda x, w, b: F.conv2d(x, w, b, stride=(2, 1), padding=1), (IMAGE, (3, 3, 3, 4), (4,))),
     "conv2d 3x3": Case(lambda x, w, b: F.conv2d(x, w, b, padding=1), ((1, 6, 5, 4), (3, 3, 4, 8), (8,))),
     "conv2d, relu": Case(lambda x, w, b: F.conv2d(x, w, b, relu=True), (IMAGE, (3, 3, 3, 4), (4,))),
+    "conv2d, images side by side": Case(lambda x, x2, w: F.conv2d((x, x2), w), (IMAGE, (2, 5, 6, 2), (3, 3, 5, 4))),
+    "conv_norm_relu": Case(lambda x, w, gamma, beta: F.conv_norm_relu(x, w, gamma, beta)[0],
+                           (IMAGE, (3, 3, 3, 4), (4,), (4,))),
+    "conv_norm_relu, pool": Case(_unit_and_maxima, ((2, 4, 6, 3), (2, 4, 6, 1), (3, 3, 4, 3), (3,), (3,))),
     "conv2d 1x1": Case(F.conv2d, (IMAGE, (1, 1, 3, 4), (4,))),
     "conv_transpose2d": Case(lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
                              ((2, 3, 2, 4), (3, 3, 3, 4), (3,))),

@@ -36,7 +36,10 @@ ARCHITECTURE = ("base", "depth", "up", "padding", "norm", "dropout", "activation
 SCHEDULES = ("cosine", "constant")
 PURPOSES = ("crops", "dropout", "calibration")
 CALIBRATION = 16        # batches
-PREDICTION_FLOATS = 9   # alive at once in prediction, for each pixel and each of the first channels; measured: 8 to 10
+# Floats alive at once in prediction, for each pixel and each of the first channels, by the way up; and with another
+# activation than ReLU. Measured on an image of 512x512 px.
+PREDICTION_FLOATS = {"transpose": 6, "unpool": 6, "nearest": 8, "bilinear": 9, "bicubic": 17}
+ACTIVATION_FLOATS = 9
 PLOT_SECONDS = 10       # between two drawings of history.png, of which one takes about half a second
 
 
@@ -95,6 +98,7 @@ class Run:
         resume: go on after the last finished epoch in the folder; the number of epochs may be another, all else must
             be as it was.
         device, precision: where to compute and how (`Module.to`); a run may go on on another device.
+        recompute: less memory, more time, the same bits (`UNet`); a run may go on with and without.
 
     Raises UserError for settings that do not fit the data or each other, and, from `epochs`, when the loss is no
     longer a finite number.
@@ -102,7 +106,7 @@ class Run:
 
     def __init__(self, dataset: Dataset, folder: Path, config: RunConfig, validation: Dataset | None = None,
                  options: MaskOptions = MaskOptions(), init: Checkpoint | None = None, resume: bool = False,
-                 device: str = "cpu", precision: str = "float32"):
+                 device: str = "cpu", precision: str = "float32", recompute: bool = False):
         self.folder, self.config, self.dataset = folder, config, dataset
         self.device, self.precision = device, precision
         split_rng, self._model_rng = np.random.default_rng(config.seed).spawn(2)
@@ -130,8 +134,10 @@ class Run:
         if init is not None:
             _copy_weights(init.model, model)
         model.to(device, precision)
+        model.recompute = recompute
         self.optimizer = optim.Adam(model.parameters(), lr=config.lr)
         self._plotted = -math.inf
+        self._computed = self._waited = 0.0             # s
         self.history: list[dict[str, Any]] = []         # the rows of the finished epochs
         notes = json.loads(json.dumps({"run": asdict(config), "masks": asdict(options), "data": self._data_digest()}))
         self.checkpoint = Checkpoint(model, mean, deviation, dataset.class_names, config.size,
@@ -150,10 +156,11 @@ class Run:
 
     @property
     def prediction_bytes(self) -> int:
-        """About the memory for predicting the largest image whole, as validation and test do."""
+        """About the memory for predicting the largest image whole, as validation and test do; beside the weights."""
         config, sizes = self.config, [sample.size for samples in self.split for sample in samples]
         pixels = max(h * w for h, w in ([config.size] if config.size else sizes))
-        return PREDICTION_FLOATS * 4 * config.base * pixels
+        floats = max(PREDICTION_FLOATS[config.up], 0 if config.activation == "relu" else ACTIVATION_FLOATS)
+        return floats * 4 * config.base * pixels
 
     @property
     def image_bytes(self) -> int:
@@ -162,6 +169,11 @@ class Run:
         learned = sum(h * w for h, w in (sample.size for sample in self.batches.samples))
         others = sum(h * w for part in self.split[1:] for h, w in (sample.size for sample in part))
         return learned * ((4 if self.config.size else 1) * channels + 1) + others * (channels + 1)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time for learning, 0 to 1, in which a step waited for its batch; of this process alone."""
+        return self._waited / (self._waited + self._computed) if self._waited else 0.0
 
     def epochs(self, on_step: Callable[[int, float], None] = lambda epoch, loss: None) -> Iterator[EpochResult]:
         """Train, yielding after every epoch; on_step gets the epoch (from 1) and the loss of every step."""
@@ -217,9 +229,14 @@ class Run:
         self._model_rng.bit_generator.state = self._generator("dropout", epoch).bit_generator.state
         losses = []
         with closing(self._batches("crops", epoch)) as batches:
+            asked = time.perf_counter()
             for images, masks in batches:
+                came = time.perf_counter()
                 losses.append(self._step(images, masks, epoch))
                 on_step(epoch, losses[-1])
+                self._waited += came - asked
+                asked = time.perf_counter()
+                self._computed += asked - came
         return sum(losses) / len(losses)
 
     def _calibrate(self, epoch: int) -> None:

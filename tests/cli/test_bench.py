@@ -24,7 +24,7 @@ def test_on_the_cpu(tmp_path, capsys):
     assert all(word in said for word in ("batch norm", "max pool 2x2", "Adam, all weights", "2 dy, 2 x, dx"))
     assert "WRONG" not in said
     found = json.loads((tmp_path / "b.json").read_text())
-    assert len([row for row in found["rows"] if "layer" in row]) == 19 * 3
+    assert len([row for row in found["rows"] if "layer" in row]) == (19 + 14) * 3       # 3x3 windows by two algorithms
     assert all(row["correct"] and row["median_s"] > 0 and row["runs"] >= 3 and "share_of_limit" in row
                for row in found["rows"])
     assert found["options"]["size"] == [[16, 32]] and found["options"]["base"] == 2
@@ -43,7 +43,8 @@ def test_some_layers_at_several_sizes(capsys):
 def test_beside_pytorch(capsys, torch):
     assert main([*TINY, "--device", "cpu", "--layers", "first.conv2", "--against", "torch"]) == 0
     said = capsys.readouterr().out
-    assert said.count("PyTorch (oneDNN)") == 4 and "vs PyTorch" in said and f"PyTorch {torch.__version__}" in said
+    assert said.count("PyTorch (oneDNN, contiguous)") == 4 == said.count("PyTorch (oneDNN, channels last)")
+    assert "vs PyTorch" in said and f"PyTorch {torch.__version__}" in said
 
 
 def test_on_the_simulated_gpu(capsys):

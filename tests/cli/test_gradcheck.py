@@ -30,10 +30,10 @@ def test_the_table(capsys):
     assert first == "gradients on cpu in float64, seed 0"
     assert re.split(r" {2,}", titles) == ["op", "comparisons", "by direction", "by element", "tolerance", "rounding",
                                           "verdict", "time"]
-    for name, row in zip(["conv2d", "conv2d 3x3", "conv2d, relu", "conv2d 1x1"], rows):
+    for name, row in zip(["conv2d", "conv2d 3x3", "conv2d, relu", "conv2d, images side by side", "conv2d 1x1"], rows):
         assert re.fullmatch(rf"{name} +\d+ +{NUMBER} +{NUMBER} +1e-06 +{NUMBER} +right +\d+\.\d\d s", row), row
         assert len(row) == len(titles)
-    assert rows[4] == "" and re.fullmatch(r"4 of 4 right; 1,232 comparisons in \d+\.\d s", rows[-1])
+    assert rows[5] == "" and re.fullmatch(r"5 of 5 right; 1,721 comparisons in \d+\.\d s", rows[-1])
 
 
 def test_everything_is_the_default(capsys, monkeypatch):

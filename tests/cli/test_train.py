@@ -66,6 +66,18 @@ def test_train_leaves_its_files_and_says_where(here, capsys):
     assert re.search(r"memory: about [\d,]+ MiB for a step", shown.out)
 
 
+@pytest.mark.parametrize("share, cache, note", [
+    (0.05, "1", None), (0.35, "1", "the net is so small"), (0.35, "0", "a larger --cache holds more of them decoded"),
+])
+def test_train_says_how_much_of_the_time_it_waited_for_images(here, capsys, monkeypatch, share, cache, note):
+    monkeypatch.setattr(Run, "waiting", share)
+    assert main(train("--cache", cache)) == 0
+    said = capsys.readouterr().out
+    assert "trained in " in said and f" s, {share:.1%} of the steps' time waiting for images" in said
+    assert ("note: the images came more slowly than the net learns" in said) == (note is not None)
+    assert note is None or note in said
+
+
 def test_history_and_split_tell_of_the_run(after_training):
     with open("run/history.csv") as file:
         rows = list(csv.DictReader(file))
@@ -148,6 +160,8 @@ OPTIONS = [     # what the user writes, where to look, what must stand there
     ("--test-split 0", lambda run: run.split.test, []),
     ("--cache 3", lambda run: run.dataset.samples[0].cache.budget, 3 << 20),
     ("--cache 0", lambda run: run.dataset.samples[0].cache.budget, 0),
+    ("--recompute", lambda run: run.checkpoint.model.recompute, True),
+    ("--epochs 2", lambda run: run.checkpoint.model.recompute, False),
     ("--device cpu", lambda run: run.checkpoint.model.device, "cpu"),
     ("--device auto", lambda run: run.device, "cpu"),
     ("--device sim", lambda run: run.checkpoint.model.device, "sim"),

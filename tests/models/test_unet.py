@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import tracemalloc
 import weakref
 
 import numpy as np
@@ -250,7 +249,7 @@ def test_summary_counts_what_the_net_has_and_does():
     summary = model.summary((10, 6), batch=2)
     assert summary.parameters == sum(row.parameters for row in summary.rows) == count(model)
     shapes = {row.name: row.shape for row in summary.rows}
-    assert shapes["down.0.pool"] == (2, 5, 3, 4) and shapes["up.0.concat"] == (2, 10, 6, 8)
+    assert shapes["down.0.pool"] == (2, 5, 3, 4) and shapes["up.0.convs.conv1"] == (2, 10, 6, 4)
     # 3x3 convolutions at both sizes, the 2x2 transposed one at the lower, the head
     full, half = 2 * 10 * 6, 2 * 5 * 3
     assert summary.multiply_adds == (full * 9 * (3 * 4 + 4 * 4) + half * 9 * (4 * 8 + 8 * 8) + half * 4 * 8 * 4
@@ -263,30 +262,6 @@ def test_summary_counts_what_the_net_has_and_does():
 def test_a_forward_of_the_large_net_takes_48_and_193_giga_multiply_adds():
     model = UNet(3, 2)
     assert [round(model.summary((n, n)).multiply_adds / 1e9) for n in (256, 512)] == [48, 193]
-
-
-@pytest.mark.parametrize("options, size, batch", [
-    (dict(base=8, depth=3), (64, 64), 4), (dict(base=16, depth=4), (128, 96), 1),
-    (dict(base=8, depth=2, dropout=0.2, norm=None, padding="valid", up="nearest"), (188, 188), 3),
-    (dict(base=8, depth=3, pool="average", up="bilinear"), (64, 64), 2),
-])
-def test_forecast_of_training_memory_is_near_the_measured_peak(options, size, batch):
-    """NumPy reports its allocations to tracemalloc. The products' scratch (1 MiB a thread) is not forecast."""
-    x = np.zeros((batch, *size, 3), np.float32)
-    tracemalloc.start()
-    model = UNet(3, 2, **options)
-    optimizer = optim.Adam(model.parameters())
-    for _ in range(2):
-        tracemalloc.reset_peak()
-        y = model(Tensor(x))
-        loss = functional.bce_with_logits(y, np.zeros(y.shape, np.float32))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        del y, loss
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 0.85 < model.summary(size, batch).training_bytes / peak < 1.15
 
 
 def test_memory_returns_without_the_garbage_collector():

@@ -178,3 +178,30 @@ X, W = zeros(8, 64, 64, 4), zeros(3, 3, 4, 2)
 def test_errors_name_what_came_and_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@given(cases(), st.lists(st.integers(1, 3), min_size=2, max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=40)
+def test_images_side_by_side_equal_their_concatenation(case, channels, biased, relu):
+    """Value and every gradient, also where only some of them are wanted."""
+    g, rng = case.geometry, np.random.default_rng(case.seed)
+    xs = [rng.standard_normal((case.batch, *case.size, c)) for c in channels]
+    w, b = rng.standard_normal((*g.kernel, sum(channels), case.filters)), rng.standard_normal(case.filters)
+    others = [w, b] if biased else [w]
+
+    def f(join):
+        def op(w, *inputs):
+            b, xs = (inputs[0], inputs[1:]) if biased else (None, inputs)
+            return functional.conv2d(functional.concat(*xs) if join else xs, w, b, g.stride, g.padding, g.dilation,
+                                     relu=relu)
+        return run(op, [*others, *xs])
+
+    (y, _, gradients), (expected, _, wanted) = f(False), f(True)
+    assert_close(y, expected, 1e-12)
+    for a, e in zip(gradients, wanted, strict=True):
+        assert_close(a, e, 1e-12)
+    leaves = [Tensor(x, requires_grad=i == 1) for i, x in enumerate(xs)]
+    functional.conv2d(tuple(leaves), w, b if biased else None, g.stride, g.padding, g.dilation, relu=relu).backward(
+        np.random.default_rng(0).standard_normal(y.shape))
+    assert [leaf.grad is None for leaf in leaves] == [i != 1 for i in range(len(xs))]
+    assert_close(leaves[1].grad, wanted[len(others) + 1], 1e-12)

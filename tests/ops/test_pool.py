@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minunet import Geometry, Tensor, functional, gradcheck
+from minunet.convolution import im2col
 from tests import naive
 from tests.checks import assert_close, assert_keeps_float32, run
 from tests.peers import PRECISIONS, assert_equals_torch, first, last
@@ -257,3 +258,25 @@ ZEROS = np.zeros((2, 2, 2, 3), np.uint8)
 def test_errors_name_what_came_and_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 1, 1), (3, 2, 1), (2, 3, 0)])
+@pytest.mark.parametrize("kind", ["max", "average", "unpool"])
+def test_blocks_and_threads_make_no_difference(monkeypatch, kernel, stride, padding, kind):
+    """Also where windows overlap, to which two threads must not add at a time."""
+    x = np.random.default_rng(0).standard_normal((3, 40, 37, 8))
+    maxima, winners = functional.max_pool2d(x, kernel, stride, padding, return_winners=True)
+    f, inputs = {
+        "max": (lambda x: functional.max_pool2d(x, kernel, stride, padding), [x]),
+        "average": (lambda x: functional.avg_pool2d(x, kernel, stride, padding), [x]),
+        "unpool": (lambda x: functional.max_unpool2d(x, winners, kernel, stride, padding, (40, 37)), [maxima.data]),
+    }[kind]
+    expected = run(f, inputs)
+    monkeypatch.setattr(im2col, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(im2col, "BLOCK_ROWS", 1)
+    for threads in "1", "3":
+        monkeypatch.setenv("MINUNET_NUM_THREADS", threads)
+        for _ in range(5):
+            y, _, (dx,) = run(f, inputs)
+            np.testing.assert_array_equal(y, expected[0])
+            np.testing.assert_array_equal(dx, expected[2][0])

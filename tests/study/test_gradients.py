@@ -105,7 +105,8 @@ def test_a_wrong_parameter_of_the_net_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("what, names", [
-    ("conv2d", ["conv2d", "conv2d 3x3", "conv2d, relu", "conv2d 1x1"]), ("conv2d 3x3", ["conv2d 3x3"]),
+    ("conv2d", ["conv2d", "conv2d 3x3", "conv2d, relu", "conv2d, images side by side", "conv2d 1x1"]),
+    ("conv2d 3x3", ["conv2d 3x3"]),
     ("resample", ["nearest", "bilinear", "bicubic"]), ("bicubic", ["bicubic"]), ("unet", ["unet"]),
     ("loss", ["cross_entropy", "bce_with_logits", "dice, softmax", "dice, sigmoid"]), ("all", list(CHECKS)),
     ("relu", ["relu"]), ("pad", ["pad", "pad, edge", "pad, reflect"]),

@@ -5,6 +5,8 @@ import csv
 import functools
 import json
 import math
+import shutil
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from minunet.data import IGNORE, Dataset, MaskOptions, Sample, channel_statistic
 from minunet.data.scenes import cell_scenes
 from minunet.errors import UserError
 from minunet.inference import class_ids, probabilities
+from minunet.models import DoubleConv
 from minunet.training import Run, RunConfig
 from minunet.training import run as run_module
 from minunet.training.report import plot_history, validation_sheet
@@ -58,9 +61,11 @@ def scenes(count=8, size=(24, 32), ids=1, ignored=False, name="scene"):
     return dataset_of(images, masks, 1 if ids == 1 else ids + 1, name)
 
 
-def made(folder, dataset=None, validation=None, options=MaskOptions(), init=None, resume=False, **settings):
+def made(folder, dataset=None, validation=None, options=MaskOptions(), init=None, resume=False, recompute=False,
+         **settings):
     """A run that has not begun."""
-    return Run(dataset or scenes(), folder, RunConfig(**(TINY | settings)), validation, options, init, resume)
+    return Run(dataset or scenes(), folder, RunConfig(**(TINY | settings)), validation, options, init, resume,
+               recompute=recompute)
 
 
 def train(folder, *given, **settings):
@@ -112,6 +117,26 @@ def finished(tmp_path_factory):
 
 def test_a_run_makes_its_folder_with_its_files(finished):
     assert sorted(path.name for path in finished[0].folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("slow, low, high", [("images", 0.5, 1), ("steps", 0, 0.5)])
+def test_the_share_of_waiting_is_measured(tmp_path, monkeypatch, slow, low, high):
+    """Batches that take 50 ms each to make, or steps that take 50 ms, while the other takes next to nothing."""
+    run = made(tmp_path, epochs=2)
+    assert run.waiting == 0
+    monkeypatch.setattr(run, "_step", lambda *batch: time.sleep(0.05 * (slow == "steps")) or 1.0)
+    draw = run.batches.epoch
+
+    def epoch(rng):
+        for batch in draw(rng):
+            time.sleep(0.05 * (slow == "images"))
+            yield batch
+
+    monkeypatch.setattr(run.batches, "epoch", epoch)
+    began = time.perf_counter()
+    list(run.epochs())
+    assert low < run.waiting < high
+    assert run._waited + run._computed < time.perf_counter() - began
 
 
 def test_history_has_a_row_for_each_epoch(finished):
@@ -434,6 +459,36 @@ def test_masks_are_measured_in_the_size_of_their_images(tmp_path, settings):
     assert found.counts.counts.sum() == len(run.split.test) * 19 * 23
     assert len(run.batches) == 1 or not size                # one crop an image: it is shown whole
     assert run.training_bytes == run.checkpoint.model.summary(size or settings["crop"], 4).training_bytes
+
+
+# Less memory
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.2}, {"norm": None, "up": "unpool"}], ids=str)
+def test_recomputing_changes_no_bit_and_may_change_on_the_way(tmp_path, monkeypatch, settings):
+    def count_blocks(folder, **more):
+        """How often a block of the net was computed, and in how many steps."""
+        calls, forward = [], DoubleConv._compute
+        with monkeypatch.context() as patch:
+            patch.setattr(DoubleConv, "_compute", lambda *xs, **options: calls.append(1) or forward(*xs, **options))
+            run, *_ = train(folder, **settings, **more)
+        return len(calls), run.optimizer.steps
+
+    (plain, steps), (again, _) = count_blocks(tmp_path / "plain"), count_blocks(tmp_path / "again", recompute=True)
+    assert again == plain + 3 * steps                           # three blocks
+    count_blocks(tmp_path / "changed", epochs=1, recompute=True, schedule="constant")
+    for name in ("on the way", "kept"):
+        shutil.copytree(tmp_path / "changed", tmp_path / name)
+        train(tmp_path / name, **settings, schedule="constant", resume=True, recompute=name == "kept")
+    for one, other in (("plain", "again"), ("on the way", "kept")):
+        for file in SAME_BITS:
+            assert (tmp_path / one / file).read_bytes() == (tmp_path / other / file).read_bytes(), file
+
+
+def test_recomputing_needs_less_memory_and_a_run_says_so(tmp_path):
+    plain, again = (made(tmp_path, base=8, depth=2, crop=(128, 128), recompute=recompute).training_bytes
+                    for recompute in (False, True))
+    assert again < 0.9 * plain
 
 
 # The seed

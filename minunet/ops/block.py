@@ -1,0 +1,222 @@
+"""The U-Net's unit as one op: convolution, batch norm, ReLU, and on request the 2x2 max-pool behind it.
+
+    z = A x,    y = max(γ (z − μ)/σ + β, 0),    pooled = the maximum of each 2x2 window of y
+
+On the CPU this goes over memory as seldom as it can: once for the statistics of z; once for y and pooled, block by
+block; in the backward once for the gradient behind the ReLU and its sums, once for that of z. It keeps x, z, y and
+pooled, of which all but z are other ops' inputs, and no winners: y and pooled tell them. On a GPU the kernels of the
+three ops do the same work one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minunet import memory
+from minunet.backend import on_gpu, same_dtype
+from minunet.convolution import ConvMatrix
+from minunet.geometry import Geometry, IntOrPair
+from minunet.ops import norm
+from minunet.ops import pool as pooling
+from minunet.ops.conv import check_images, image_gradients
+from minunet.ops.rows import count_rows, in_blocks
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class Unit(NamedTuple):
+    """What the backward needs: the matrix, its images, the batch norm's cache (of z and y), and that of the pooling.
+
+    pooled is the result on the CPU, `pool.Pooled` on a GPU, None without pooling.
+    """
+
+    A: ConvMatrix
+    xs: Arrays
+    normalised: Any
+    pooled: Any
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The batch's mean of z, (F,)."""
+        return self.normalised.mean
+
+    @property
+    def var(self) -> np.ndarray:
+        """The batch's biased variance of z, (F,)."""
+        return self.normalised.var
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Where y > 0: the ReLU's kink."""
+        return self.normalised.positive
+
+    @property
+    def winners(self) -> np.ndarray:
+        """The winners, as `pool.max_pool2d` numbers them; without pooling an empty array."""
+        if self.pooled is None:
+            return self.positive[:0]
+        if isinstance(self.pooled, pooling.Pooled):
+            return self.pooled.winners
+        n, h, w, channels = self.pooled.shape
+        winners = np.zeros((n * h, w, channels), np.uint8)
+        windows = _windows(self.normalised.y.reshape(n * h, -1), channels)
+        for (i, j), won in _wins(windows, self.pooled.reshape(winners.shape)):
+            winners += np.uint8(2 * i + j) * won
+        return winners.reshape(self.pooled.shape)
+
+
+def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.ndarray, eps: float = 1e-5,
+                   padding: IntOrPair = 1, pool: bool = False, precision: str = "float32"
+                   ) -> tuple[Any, Unit]:
+    """y = max(batch_norm(A x), 0): xs (N, H, W, ·) with C channels side by side, w (KH, KW, C, F), gamma, beta (F,).
+
+    y (N, OH, OW, F); with pool (y, pooled), pooled (N, OH/2, OW/2, F): OH and OW must then be even.
+    """
+    check_images("conv_norm_relu", xs, w, None)
+    A = ConvMatrix(w, Geometry(w.shape[:2], 1, padding), xs[0].shape[1:3], precision=precision)
+    _check(A, gamma, beta, len(xs[0]), eps, pool)
+    z = A.affine(xs)
+    if on_gpu(z):
+        y, normalised = norm.batch_norm(z, gamma, beta, eps=eps, relu=True)
+        if pool:
+            pooled, where = pooling.max_pool2d(y, kernel=2)
+            return (y, pooled), Unit(A, xs, normalised, where)
+        return y, Unit(A, xs, normalised, None)
+    y, maxima, normalised = _normalised(z, gamma, beta, float(eps), pool)
+    return (y, maxima) if pool else y, Unit(A, xs, normalised, maxima)
+
+
+def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...]) -> tuple[np.ndarray | None, ...]:
+    """Backwards through the four steps.
+
+    A maximum passes its gradient on to its winner, the first of equal numbers; there y's own gradient is added, and the
+    ReLU lets through what is positive: g = (dy + unpooled) · (y > 0). Batch norm makes of it (see `norm`)
+
+        dz = γ/σ · (g − mean(g) − ẑ · mean(g · ẑ)),    dγ = Σ g · ẑ,    dβ = Σ g,    ẑ = (z − μ)/σ;
+
+    and z = A x gives dx = Aᵀ dz, dw = weight_grad(x, dz). The sums are taken while g is made, and dz takes g's place.
+    """
+    A, xs, normalised, pooled = cache
+    dy, dpooled = (dy, None) if pooled is None else dy
+    if on_gpu(A.weight):
+        if dpooled is not None:
+            unpooled, = pooling.max_pool2d_backward(dpooled, pooled)
+            dy = unpooled if dy is None else dy + unpooled
+        dz, dgamma, dbeta = norm.batch_norm_backward(dy, normalised)
+    else:
+        dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)
+    return A.weight_grad(xs, dz) if needs[0] else None, dgamma, dbeta, *image_gradients(A, xs, dz, needs[3:])
+
+
+def fold(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Arrays:
+    """The w and b with which A x + b is batch norm of A x in prediction: w · γ/σ for each filter, β − mean · γ/σ."""
+    scale = gamma / (var + eps) ** 0.5
+    shift = beta - mean * scale
+    if on_gpu(w):
+        return w * scale, shift
+    folded = memory.empty(w.shape, w.dtype)
+    in_blocks(lambda w, folded: np.multiply(w, scale, out=folded), w.size // len(scale), w, folded)
+    return folded, shift
+
+
+def pooled(y: np.ndarray) -> np.ndarray:
+    """The maximum of each 2x2 window, without the winners: for prediction. y (N, H, W, F), H and W even."""
+    if on_gpu(y):
+        return pooling.max_pool2d(y, kernel=2)[0]
+    n, h, w, channels = y.shape
+    maxima = memory.empty((n, h // 2, w // 2, channels), y.dtype)
+    in_blocks(lambda y, maxima: _pool(y, maxima, channels), count_rows(maxima), y, maxima)
+    return maxima
+
+
+def _pool(lines: np.ndarray, maxima: np.ndarray, channels: int) -> None:
+    """Rows of two lines each, (rows, 2·W·C), to their 2x2 maxima, (rows, W/2·C)."""
+    upper, lower = np.split(lines, 2, axis=1)
+    taller = np.maximum(upper, lower, out=memory.scratch(upper.shape, upper.dtype))
+    pairs = taller.reshape(len(lines), -1, 2, channels)
+    np.maximum(pairs[:, :, 0], pairs[:, :, 1], out=maxima.reshape(len(lines), -1, channels))
+
+
+def _normalised(z: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, pool: bool
+                ) -> tuple[np.ndarray, np.ndarray | None, norm.Normalised]:
+    """y, pooled and what the backward needs."""
+    n, h, w, channels = z.shape
+    y = memory.empty(z.shape, z.dtype)
+    pooled = memory.empty((n, h // 2, w // 2, channels), z.dtype) if pool else None
+    cache = norm.Normalised(z, y, gamma, *norm.statistics(z), eps)
+    rows = _rows(z, pooled)
+    apply = norm.application(cache, beta, True, z.size // rows)
+
+    def job(z: np.ndarray, y: np.ndarray, pooled: np.ndarray | None) -> None:
+        apply(z, y)
+        if pooled is not None:
+            _pool(y, pooled, channels)
+
+    in_blocks(job, rows, z, y, pooled)
+    return y, pooled, cache
+
+
+def _normalised_backward(dy: np.ndarray | None, dpooled: np.ndarray | None, cache: norm.Normalised,
+                         pooled: np.ndarray | None) -> Arrays:
+    """dz, dγ, dβ."""
+    z, channels = cache.x, cache.x.shape[3]
+    g = memory.empty(z.shape, z.dtype)
+    rows = _rows(z, dpooled)
+    sums_of = norm.gradient_sums(cache, z.size // rows)
+
+    def job(dy: Any, dpooled: np.ndarray | None, y: np.ndarray, pooled: np.ndarray | None,
+            z: np.ndarray, g: np.ndarray) -> norm.Sums:
+        if pooled is not None and dpooled is not None:
+            shape = len(y), -1, channels
+            windows = _windows(g, channels)
+            for (i, j), won in _wins(_windows(y, channels), pooled.reshape(shape)):
+                np.multiply(dpooled.reshape(shape), won, out=windows[:, i, :, j])
+            dy = g if dy is None else np.add(g, dy, out=g)
+        positive = np.greater(y, 0, out=memory.scratch(y.shape, np.dtype(bool)))
+        np.multiply(dy, positive, out=g)
+        return sums_of(g, z)
+
+    sums = in_blocks(job, rows, dy, dpooled, cache.y, None if dpooled is None else pooled, z, g)
+    return norm.input_gradient(g, cache, sums, out=g)
+
+
+def _check(A: ConvMatrix, gamma: np.ndarray, beta: np.ndarray, batch: int, eps: float, pool: bool) -> None:
+    """The border's check of what is not the convolution's."""
+    name, filters = "conv_norm_relu", A.weight.shape[3]
+    same_dtype(name, weight=A.weight, gamma=gamma, beta=beta)
+    if gamma.shape != (filters,) or beta.shape != (filters,):
+        raise ValueError(f"{name}: gamma and beta must be ({filters},), one number for each filter; got gamma "
+                         f"{gamma.shape}, beta {beta.shape}")
+    if batch == 0:
+        raise ValueError(f"{name}: x must not be empty; it has the statistics of no image")
+    if not eps > 0:
+        raise ValueError(f"{name}: eps must be above 0; got {eps!r}")
+    if pool and any(n % 2 for n in A.out_size):
+        raise ValueError(f"{name}: with pool the result's height and width must be even; got {A.out_size}")
+
+
+def _rows(z: np.ndarray, pooled: np.ndarray | None) -> int:
+    """Into how many rows the images are cut: with pooling, two lines of an image are one, and their pooled line is."""
+    return count_rows(z if pooled is None else pooled)
+
+
+def _windows(rows: np.ndarray, channels: int) -> np.ndarray:
+    """Rows of two lines each as windows: (rows, 2·W·C) -> (rows, 2, W/2, 2, C)."""
+    return rows.reshape(len(rows), 2, -1, 2, channels)
+
+
+def _wins(windows: np.ndarray, pooled: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """For each position in the windows (rows, 2, W/2, 2, C), where it holds the maximum (rows, W/2, C) and none before.
+
+    The bools are valid until the next.
+    """
+    won, free = (memory.scratch(pooled.shape, np.dtype(bool), name) for name in ("won", "free"))
+    free.fill(True)
+    for i, j in np.ndindex(2, 2):
+        np.equal(windows[:, i, :, j], pooled, out=won)
+        won &= free
+        free ^= won
+        yield (i, j), won
