@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from minunet.geometry import Pair
 
 from .harness import Ceilings, Timer
+from .layers import Layer
 from .memory import SMALL, bench_adam, bench_op, memory_ops
 from .peer import Peer
-from .products import Budget, Layer, OurProducts, Result, bench_layer
+from .products import Budget, OurProducts, Result, bench_layer
 from .show import Point
 
 

@@ -18,8 +18,9 @@ from minunet.cuda import Launch, record_launches
 from minunet.errors import UserError
 from minunet.geometry import Pair
 
+from .layers import Layer, images
 from .memory import SMALL, draw, memory_ops, moved, op_errors, runs_of
-from .products import PRODUCTS, TOLERANCE, Layer, compute, images, matrices_of, to_host, truth
+from .products import PRODUCTS, TOLERANCE, compute, matrices_of, to_host, truth
 from .show import table
 from .tables import heading
 

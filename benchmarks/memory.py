@@ -21,7 +21,8 @@ from minunet.ops import activation, dropout, loss, norm, pool, resample
 from minunet.ops import shape as joining
 
 from .harness import Timer, first_call
-from .products import TOLERANCE, Budget, Layer, Result, to_host
+from .layers import Layer
+from .products import TOLERANCE, Budget, Result, to_host
 
 
 class Op(NamedTuple):

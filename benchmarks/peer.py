@@ -16,9 +16,10 @@ from minunet.errors import UserError
 from minunet.geometry import Pair
 
 from .harness import Ceilings, first_call, measure, timer_for
+from .layers import Layer
 from .memory import SMALL, Op, cotangent, difference, draw, listed, memory_ops, moved, runs_of
 from .processes import Remote, Side
-from .products import PRODUCTS, TOLERANCE, Budget, Layer, Products, Result, Way
+from .products import PRODUCTS, TOLERANCE, Budget, Products, Result, Way
 
 
 def require_torch() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from .harness import Ceilings
 from .kernels import Case, all_results
-from .products import MEANS, PRODUCTS, Layer, Result
+from .layers import Layer
+from .products import MEANS, PRODUCTS, Result
 from .show import share_bar, significant, table
 
 

@@ -12,6 +12,7 @@ moments, activations and work space.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ from minunet.interop import from_torch, to_torch
 from minunet.models import UNet
 
 from .harness import CpuTimer, Timing, measure
+from .layers import CHANNELS, unet_layers
 from .peer import FORMAT_WORDS, torch_for
 from .processes import Load, Side, available_bytes, forget_peak, resident_bytes
-from .products import CHANNELS, Budget, unet_layers
+from .products import Budget
 
 CLASSES, DEPTH = 1, 4
 WORKS = ("step", "prediction")
@@ -87,24 +89,24 @@ def scaling_cases(base: int, sizes: Sequence[int], batches: Sequence[int], at: i
 
 # ---- the sides
 
-class Net:
+class Net(ABC):
     """One side's U-Net and optimizer with the batch of a case, in the process that makes it."""
 
     def __init__(self, case: Case):
         self.case, (self.x, self.y) = case, case.images()
         self._before = resident_bytes()
 
+    @abstractmethod
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Take these weights, in minunet's names and order; the peak of memory counts from here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self) -> float:
         """One training step; its loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prediction(self) -> np.ndarray:
         """Probabilities (N, H, W, 1)."""
-        raise NotImplementedError
 
     def first_losses(self) -> list[float]:
         """Of the first steps."""
@@ -125,8 +127,7 @@ class OurNet(Net):
 
     def __init__(self, case: Case, recompute: bool = False):
         super().__init__(case)
-        options: dict[str, Any] = {"recompute": True} if recompute else {}
-        self._net = UNet(CHANNELS, CLASSES, case.base, DEPTH, **options)
+        self._net = UNet(CHANNELS, CLASSES, case.base, DEPTH, recompute=recompute)
         self._adam = optim.Adam(self._net.parameters(), lr=1e-3)
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:

@@ -3,8 +3,7 @@
 Every op is a pair of array functions, y, cache = forward(*arrays) and gradients = backward(dy, cache); `lift` makes a
 function of Tensors out of a pair. The graph consists of `Node`s, one for each op that ran: its backward, its cache,
 and the nodes (or leaf Tensors) that its inputs came from. A node does not hold its output, so an activation lives only
-as long as some cache needs it; and nothing refers back, so memory returns by reference count. `recompute` keeps even
-less: a part of the graph is dropped, and made again when backward comes to it.
+as long as some cache needs it; and nothing refers back, so memory returns by reference count.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import inspect
 import numbers
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from minunet.ops import arithmetic
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _kinks: ContextVar[list[Any] | None] = ContextVar("kinks", default=None)
-_once: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar("once", default=lambda f: f())
 
 
 class Node:
@@ -182,7 +180,7 @@ class Tensor:
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor depends on no Tensor with requires_grad=True (or was computed "
                                "under no_grad)")
-        _walk([self], [dy])
+        walk([self], [dy])
 
     def _operand(self, other: Any) -> Tensor:
         """The other operand; constants take this Tensor's dtype, numbers and lists its device too."""
@@ -193,7 +191,7 @@ class Tensor:
         return other
 
 
-def _walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
+def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
     """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth)."""
     gradients: dict[Node, list[np.ndarray | None]] = {}
     for result, dy in zip(results, dys):
@@ -327,7 +325,7 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
         needs = tuple(t is not None and t.requires_grad for t in tensors)
         if _recording.get() and any(needs):
             passed = _with_needs(backward, needs) if selective else backward
-            _attach(outs, Node(forward.__name__, y, passed, cache, tensors))
+            attach(outs, Node(forward.__name__, y, passed, cache, tensors))
         kinks = _kinks.get()
         if kink is not None and kinks is not None:
             decisions = kink(cache)
@@ -339,7 +337,7 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
     return op
 
 
-def _attach(results: Sequence[Tensor], node: Node) -> None:
+def attach(results: Sequence[Tensor], node: Node) -> None:
     for position, result in enumerate(results):
         result.requires_grad, result._source = True, Output(node, position)
 
@@ -348,71 +346,17 @@ def _with_needs(backward: Callable[..., Any], needs: tuple[bool, ...]) -> Callab
     return lambda dy, cache: backward(dy, cache, needs)
 
 
-def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """function(*inputs), of which only the inputs are kept: backward computes the rest again when it comes to it.
-
-    function returns a Tensor or a tuple of Tensors. It is called a second time, with the same values, so what it
-    changes or draws has to go through `once`. Parameters that it uses get their gradients as always; Tensors that are
-    no leaves must be among the inputs. The gradients are the same, bit for bit.
-
-    Source: Chen, Xu, Zhang, Guestrin, Training deep nets with sublinear memory cost (2016).
-
-    >>> x = Tensor([3.0], requires_grad=True)
-    >>> recompute(lambda x: x * x * x, x).backward()
-    >>> x.grad
-    array([27.], dtype=float32)
-    """
-    name, before, first = getattr(function, "__name__", type(function).__name__), _once.get(), []
-
-    def record(f: Callable[[], Any]) -> Any:
-        first.append(before(f))
-        return first[-1]
-
-    def call(once: Callable[..., Any]) -> tuple[list[Tensor], Any]:
-        """function's results on leaves of its own, which cut its graph off from the rest."""
-        leaves = [Tensor(array, requires_grad) for array, requires_grad in given]
-        token = _once.set(once)
-        try:
-            return leaves, function(*leaves)
-        finally:
-            _once.reset(token)
-
-    def backward(dys: tuple[np.ndarray | None, ...], _: None) -> list[np.ndarray | None]:
-        replay, recording = iter(first), _recording.set(True)
-        try:
-            leaves, results = call(lambda f: next(replay))
-        finally:
-            _recording.reset(recording)
-        _walk(results if several else (results,), dys)
-        return [_gradient(leaf) for leaf in leaves]
-
-    given = [(t.data, t.requires_grad) for t in inputs]
-    results = call(record)[1]
-    several = isinstance(results, tuple)
-    results = results if several else (results,)
-    outs = tuple(Tensor(result.data) for result in results)
-    if any(result.requires_grad for result in results):
-        _attach(outs, Node(name, tuple(out.data for out in outs), backward, None, inputs))
-    return outs if several else outs[0]
-
-
-def _gradient(leaf: Tensor) -> np.ndarray | None:
-    """What backward has left in a leaf that is an op's input; zeros if nothing came."""
-    if leaf.grad is None and leaf.requires_grad:
-        return array_module(leaf.data).zeros_like(leaf.data)
-    return leaf.grad
-
-
-def once(f: Callable[[], Any]) -> Any:
-    """f(); but where `recompute` computes something a second time, what f returned the first time.
-
-    For what may happen once only: a random number drawn, running statistics updated.
-    """
-    return _once.get()(f)
-
-
 @contextmanager
-def no_grad() -> Iterator[None]:
+def recording(on: bool) -> Iterator[None]:
+    """Within it (or a function that it decorates) ops keep what a backward needs, or nothing."""
+    token = _recording.set(on)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+def no_grad() -> AbstractContextManager[None]:
     """Within it (or a function that it decorates) ops keep nothing for a backward.
 
     >>> x = Tensor([1.0], requires_grad=True)
@@ -420,11 +364,7 @@ def no_grad() -> Iterator[None]:
     ...     (x * 2).requires_grad
     False
     """
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
+    return recording(False)
 
 
 def is_recording() -> bool:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from minunet.autograd import Tensor, lift, once
+from minunet.autograd import Tensor, lift
 from minunet.geometry import IntOrPair
 from minunet.ops import activation, block, conv
 from minunet.ops import dropout as dropout_pair
 from minunet.ops import loss, norm, pool
 from minunet.ops import resample as resample_pair
 from minunet.ops import shape
+from minunet.recompute import once
 
 Input = Tensor | np.ndarray
 Images = Input | tuple[Input, ...]

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 LARGE = 1 << 16     # bytes from which an array comes from the arena: below that, NumPy's own memory is as fast
 ALIGNMENT = 64      # bytes: a line of the cache, and the widest vector
 CHUNK = 1 << 21     # bytes, a large page: what memory is taken from the system and given back by
+VIEWS = 4096        # sets of views that a thread keeps at most
 SLACK = 32          # free memory is held up to 1 / SLACK of the most that arrays used at one time
 
 
@@ -241,6 +242,8 @@ def views(key: Any, make: Callable[[], Result]) -> Result:
     """What make() returns, views of this thread's scratch, made once for each key: many take longer than their use."""
     kept = _scratch.views
     if key not in kept:
+        if len(kept) >= VIEWS:                  # images of ever other sizes
+            kept.clear()
         made = make()
         kept[key] = made                        # after make: it may clear the others
     return kept[key]

@@ -18,8 +18,8 @@ from minunet.errors import UserError
 from minunet.geometry import Geometry
 from tests import naive
 
-harness, kernels, memory, peer, processes, products, show, tables = map(
-    bench.room, ("harness", "kernels", "memory", "peer", "processes", "products", "show", "tables"))
+harness, kernels, bench_layers, memory, peer, processes, products, show, tables = map(
+    bench.room, ("harness", "kernels", "layers", "memory", "peer", "processes", "products", "show", "tables"))
 CPU = harness.CpuTimer()
 SHORT = products.Budget(0.0, 2, 3, turns=2)
 
@@ -37,7 +37,7 @@ class Still:
 
 
 def layer(kernel=3, stride=1, padding=1, dilation=1, size=(5, 6), channels=3, filters=4):
-    return products.Layer(("one",), channels, filters, Geometry(kernel, stride, padding, dilation), size)
+    return bench_layers.Layer(("one",), channels, filters, Geometry(kernel, stride, padding, dilation), size)
 
 
 # ---- what is counted
@@ -55,7 +55,7 @@ def test_work_by_hand():
 @pytest.mark.parametrize("size, base, depth", [((32, 48), 4, 3), ((16, 16), 3, 4)])
 def test_the_layers_are_those_of_the_net(size, base, depth):
     rows = [row for row in UNet(3, 2, base=base, depth=depth).summary(size).rows if "Conv" in row.kind]
-    layers = products.unet_layers(size, base, depth)
+    layers = bench_layers.unet_layers(size, base, depth)
     assert sorted(name for a in layers for name in a.names) == sorted(row.name for row in rows)
     by_name = {name: a for a in layers for name in a.names}
     for row in rows:
@@ -66,7 +66,7 @@ def test_the_layers_are_those_of_the_net(size, base, depth):
 
 
 def test_the_whole_net_takes_48_billion_multiply_adds():
-    layers = products.unet_layers((256, 256), 64)
+    layers = bench_layers.unet_layers((256, 256), 64)
     assert round(sum(len(a.names) * a.flop(1) for a in layers) / 2e9) == 48
     assert len(layers) == 19 and sum(len(a.names) for a in layers) == 23
 
@@ -114,7 +114,7 @@ def test_the_roof_by_hand():
 ], ids=str)
 def test_truth_is_the_product(a):
     """Every element of it, where few enough to be all; against loops that share nothing with it."""
-    weight, x, y, rng = products.images(a, 2)
+    weight, x, y, rng = bench_layers.images(a, 2)
     weight, x, y = (array.astype(np.float64) for array in (weight, x, y))
     g = a.geometry
     expected = {
@@ -307,7 +307,7 @@ def test_the_other_side_is_a_process_of_its_own():
     with processes.Side() as side:
         assert side.call(harness.rotations, 10 << 20, 32 << 20) == 7
         with pytest.raises(UserError, match="multiples of 16"):
-            side.call(products.unet_layers, (30, 30), 4)
+            side.call(bench_layers.unet_layers, (30, 30), 4)
 
 
 def test_benchmarks_are_found_from_anywhere(tmp_path):
@@ -373,7 +373,7 @@ def result(what, seconds, side="minunet", device="cpu", algorithm="im2col", prec
 
 def gpu_case():
     """Two layers; tensor cores take only the second, which occurs twice in the net."""
-    first, second = layer(), products.Layer(("two", "three"), 8, 8, Geometry(3, padding=1), (8, 8))
+    first, second = layer(), bench_layers.Layer(("two", "three"), 8, 8, Geometry(3, padding=1), (8, 8))
 
     def rows(times, **options):
         return [result(product, seconds, **options) for product, seconds in zip(products.PRODUCTS, times)]

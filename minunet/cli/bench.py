@@ -104,7 +104,7 @@ def _kernels(arguments: argparse.Namespace) -> None:
     against = ["cpu"] * (device == "cuda") if arguments.against is None else arguments.against
     begin(arguments, device, against)
     base = arguments.base or (16 if arguments.quick else 64)
-    cases = [(_chosen(room("products").unet_layers(image, base), arguments.layers), image, batch)
+    cases = [(_chosen(room("layers").unet_layers(image, base), arguments.layers), image, batch)
              for image in arguments.size or [(64, 64) if arguments.quick else (256, 256)]
              for batch in arguments.batch or [1]]
     others = None if arguments.layers else base         # of the net whose other kernels are wanted too
@@ -116,10 +116,10 @@ def _kernels(arguments: argparse.Namespace) -> None:
 
 def _conv(arguments: argparse.Namespace) -> None:
     begin(arguments, "cpu", arguments.against)
-    products, unet = room("products"), room("unet")
-    cases = [(_chosen(products.unet_layers(image, base, unet.DEPTH, unet.CLASSES), arguments.layers), image, batch)
+    layers, unet = room("layers"), room("unet")
+    cases = [(_chosen(layers.unet_layers(image, base, unet.DEPTH, unet.CLASSES), arguments.layers), image, batch)
              for base, batch, image in _cases(arguments)]
-    _measure(arguments, "conv", "cpu", PRECISIONS[:1], arguments.against, cases, None, products.MEANS)
+    _measure(arguments, "conv", "cpu", PRECISIONS[:1], arguments.against, cases, None, room("products").MEANS)
 
 
 def _cases(arguments: argparse.Namespace) -> list[Any]:

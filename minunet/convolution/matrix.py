@@ -52,7 +52,7 @@ class ConvMatrix:
         geometry: kernel (KH, KW), stride, padding and dilation.
         size: (H, W) of the images in px.
         algorithm: one of the table above for the weight's device, or "auto" for the fastest that fits: in float64
-            im2col, whose sums are plain; in float32 winograd, which rounds about ten times as much, where it is faster.
+            im2col, whose sums are plain; in float32 winograd, which rounds a few times as much, where it is faster.
         precision: how float32 numbers are multiplied; "tf32" and "bf16" round the operands and add up in float32 on
             the tensor cores of a GPU (what does not fit those is computed in float32); "float64" computes everything
             in float64. A float64 weight always computes in float64.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.convolution.products import GAP, cuts, finish
+from minunet.convolution.products import GAP, finish, multiply, multiply_each, panels
 from minunet.geometry import Geometry, Pair
 
 CHANNELS = 4                # at most
@@ -38,15 +38,14 @@ def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, b: np.ndarray
     """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
     f, (oh, ow) = weight.shape[3], geometry.output_size(x.shape[1:3])
     y = memory.empty((len(x), oh, ow, f), x.dtype)
-    matrix = weight.reshape(-1, f)                                          # (KH*KW*C, F)
+    right = panels(weight.reshape(-1, f))                                   # (KH*KW*C, F)
     bias = None if b is None else np.tile(b, ow)
 
-    def multiply(rows: Rows) -> None:
-        columns = _columns(x, geometry, rows, f)                            # (rows, parts, OW / parts, KH*KW*C)
-        np.matmul(columns, matrix, out=y[rows].reshape(*columns.shape[:3], f, copy=False))
+    def job(rows: Rows) -> None:
+        multiply(_columns(x, geometry, rows), right, out=y[rows])
         finish(y[rows], bias, relu)
 
-    parallel.run(multiply, _blocks(x, geometry))
+    parallel.run(job, _blocks(x, geometry))
     return y
 
 
@@ -55,10 +54,10 @@ def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     f = y.shape[3]
 
     def partial_sum(rows: Rows) -> np.ndarray:
-        columns = _columns(x, geometry, rows, f)
-        products = memory.scratch((*columns.shape[:2], columns.shape[3], f), x.dtype, "products")
-        np.matmul(columns.transpose(0, 1, 3, 2), y[rows].reshape(*columns.shape[:3], f, copy=False), out=products)
-        return products.reshape(-1, columns.shape[3] * f).sum(0)            # over all rows and parts
+        columns = _columns(x, geometry, rows)
+        products = memory.scratch((len(columns), columns.shape[2], f), x.dtype, "products")
+        multiply_each(columns.transpose(0, 2, 1), y[rows], products)
+        return products.reshape(len(products), -1).sum(0)
 
     dw = np.zeros((*geometry.kernel, x.shape[3], f))
     for part in parallel.run(partial_sum, _blocks(x, geometry)):            # in the same order on any machine
@@ -75,11 +74,8 @@ def _blocks(x: np.ndarray, geometry: Geometry) -> list[Rows]:
     return [(n, slice(*piece)) for n in range(len(x)) for piece in zip(edges, edges[1:])]
 
 
-def _columns(x: np.ndarray, geometry: Geometry, rows: Rows, f: int) -> np.ndarray:
-    """The column matrices (rows, parts, OW / parts, KH·KW·C) of output rows, cut for products with f columns.
-
-    They lie in this thread's scratch. An output row is one matrix, or several for a wide image.
-    """
+def _columns(x: np.ndarray, geometry: Geometry, rows: Rows) -> np.ndarray:
+    """The column matrices (rows, OW, KH·KW·C) of output rows, in this thread's scratch."""
     (kh, kw), (sh, sw), (ph, pw), dw = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation[1]
     (_, h, w, c), ow, count = x.shape, geometry.output_size(x.shape[1:3])[1], rows[1].stop - rows[1].start
     top, height = rows[1].start * sh - ph, (count - 1) * sh + kh            # of the image rows that windows cover
@@ -93,8 +89,5 @@ def _columns(x: np.ndarray, geometry: Geometry, rows: Rows, f: int) -> np.ndarra
     for k in range(kw):
         lines[:, k, :, :ow] = planes[:, :, k * dw:k * dw + (ow - 1) * sw + 1:sw]
 
-    length = kh * kw * c
-    parts = cuts(ow, length * f)
     on_h, _, on_line, on_pixel = lines.strides
-    return np.lib.stride_tricks.as_strided(lines, (count, parts, ow // parts, length),
-                                           (sh * on_h, ow // parts * on_pixel, on_pixel, on_line))
+    return np.lib.stride_tricks.as_strided(lines, (count, ow, kh * kw * c), (sh * on_h, on_pixel, on_line))

@@ -30,24 +30,8 @@ HEIGHT = 12
 LOW = 8 * HEIGHT            # rows, from which on it makes no difference
 WIDTH, WIDTH_STEP = 64, 16
 
-# Fewer rows than this leave registers empty.
-FEWEST_ROWS = 4
-
 # Numbers between two lines of scratch: at a distance of a power of two, lines displace each other from the cache.
 GAP = 16
-
-
-def cuts(rows: int, other: int) -> int:
-    """Into how many equal parts the rows of a product are cut, so that one part's rows·other is at most UNPACKED.
-
-    `other` is N·K, the product of the other two sizes. By halving; 1 if parts of at least FEWEST_ROWS do not get there.
-    """
-    parts = 1
-    while rows * other > parts * UNPACKED:
-        parts *= 2
-        if rows % parts or rows < parts * FEWEST_ROWS:
-            return 1
-    return parts
 
 
 def together(count: int, unit: int) -> int:

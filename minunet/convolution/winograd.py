@@ -21,8 +21,9 @@ For each of the (m + 2)² positions in a tile the sum is a matrix product, (tile
 The convolution is exactly that. Its weight gradient is the chain transposed at U: dg = Gᵀ (Vᵀ (A dy Aᵀ)) G, with this
 A, not the convolution's matrix.
 
-The transforms multiply by small whole numbers whose errors do not cancel: in float32 the result is about ten times
-less accurate than a plain sum. And what is not a number in one pixel is none in all outputs of its tiles.
+The transforms multiply by small whole numbers whose errors do not cancel: in float32 the result is a few times less
+accurate than a plain sum (benchmarks/RESULTS.md). And what is not a number in one pixel is none in all outputs of its
+tiles.
 
 Source: Lavin and Gray, Fast algorithms for convolutional neural networks (2016).
 """
@@ -75,8 +76,9 @@ class Winograd:
         self.m, self.dtype = m, np.dtype(dtype)
         self.size = m + 2                                   # of a tile of inputs
         self.inputs = self.outputs = self.size ** 2         # positions of V and of M
-        self.BT, self.G, self.AT = (matrix.astype(dtype) for matrix in TRANSFORMS[m])
-        self.G2 = np.kron(TRANSFORMS[m].G, TRANSFORMS[m].G).astype(dtype)      # (positions, 9)
+        BT, G, AT = TRANSFORMS[m]
+        self.BT, self.AT = BT.astype(dtype), AT.astype(dtype)
+        self.G2 = np.kron(G, G).astype(dtype)               # (positions, 9)
 
     @staticmethod
     def length(block: Block) -> int:

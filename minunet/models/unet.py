@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from minunet import functional, nn
-from minunet.autograd import Tensor, no_grad, recompute
+from minunet.autograd import Tensor, no_grad
 from minunet.backend import as_float, device_of, to_device
 from minunet.geometry import IntOrPair, Pair, as_pair
 from minunet.models.summary import Summary, summarize
 from minunet.nn.init import GAINS, as_generator
 from minunet.ops.activation import sigmoid, softmax
 from minunet.ops.shape import center_crop
+from minunet.recompute import recompute
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU}
 OUTPUTS = {"sigmoid": sigmoid, "softmax": softmax, "linear": lambda logits: (logits, None)}

@@ -2,27 +2,19 @@
 
 from minunet.nn.layers import (
     ELU,
-    AvgPool2d,
     BatchNorm2d,
-    CenterCrop,
-    Concat,
     Conv2d,
     ConvTranspose2d,
-    Crop,
     Dropout,
-    Flatten,
     LeakyReLU,
     Linear,
-    MaxPool2d,
-    MaxUnpool2d,
-    Pad,
     ReLU,
-    Resample,
     Sigmoid,
     Softmax,
     conv_norm_relu,
 )
 from minunet.nn.module import Kept, LayerCall, Module, Parameter, Placeholder, Sequential, record_layers
+from minunet.nn.spatial import AvgPool2d, CenterCrop, Concat, Crop, Flatten, MaxPool2d, MaxUnpool2d, Pad, Resample
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "CenterCrop", "Concat", "Conv2d", "ConvTranspose2d", "Crop", "Dropout", "ELU",

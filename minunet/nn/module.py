@@ -16,6 +16,8 @@ import numpy as np
 from minunet.autograd import Tensor
 from minunet.backend import FLOATS, device_of, to_device
 
+Shape = tuple[int, ...]
+
 
 class Parameter(Tensor):
     """A Tensor that an optimizer changes."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from minunet import memory, parallel
 from minunet.backend import on_gpu, same_dtype
+from minunet.convolution.products import rectify
 from minunet.ops.kernels import norm as kernels
 from minunet.ops.rows import channel_sums, count_rows, in_blocks, repeated
 
@@ -158,14 +159,13 @@ def application(cache: Normalised, beta: np.ndarray, relu: bool, length: int) ->
     # x − mean is exact where x is close to a large mean; what the mean lost in x's dtype goes into the shift
     shift = beta - (cache.exact_mean - cache.mean) * scale
     mean, scale, shift = (repeated(values, length, dtype) for values in (cache.mean, scale, shift))
-    zeros = np.zeros(length, dtype)                 # NumPy's maximum of two arrays takes a third of that with a number
 
     def apply(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, mean, out=y)
         np.multiply(y, scale, out=y)
         np.add(y, shift, out=y)
         if relu:
-            np.maximum(y, zeros, out=y)
+            rectify(y)
 
     return apply
 

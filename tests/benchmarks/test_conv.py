@@ -12,14 +12,14 @@ from minunet.convolution.matrix import ALGORITHMS
 from minunet.geometry import Geometry
 from tests.cli.helpers import refused, rejected
 
-harness, kernels, products, tables = map(room, ("harness", "kernels", "products", "tables"))
+harness, kernels, bench_layers, products, tables = map(room, ("harness", "kernels", "layers", "products", "tables"))
 SAME = Geometry(3, padding=1)
 TINY = ["bench", "conv", "--quick", "--case", "8:2x16x32"]
 SHORT = products.Budget(0.0, 2, 3, turns=2)
 
 
 def layer(channels=8, filters=8, size=(6, 6)):
-    return products.Layer(("one",), channels, filters, SAME, size)
+    return bench_layers.Layer(("one",), channels, filters, SAME, size)
 
 
 # ---- the error beside the product of magnitudes
@@ -28,7 +28,7 @@ def layer(channels=8, filters=8, size=(6, 6)):
 def test_the_largest_of_magnitudes(product):
     """Few enough elements for all to be verified, or enough of them to be near the largest."""
     a = layer(channels=2, filters=2, size=(4, 4))
-    weight, x, y, rng = products.images(a, 1, mean=10)
+    weight, x, y, rng = bench_layers.images(a, 1, mean=10)
     assert x.mean() == pytest.approx(10, abs=0.5) and y.mean() == pytest.approx(10, abs=0.5)
     assert weight.mean() == pytest.approx(0, abs=0.6)
     truth = products.truth(a, product, weight, x, y, rng)

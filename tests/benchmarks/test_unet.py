@@ -12,7 +12,8 @@ from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry
 from tests.cli.helpers import refused, rejected
 
-unet, report, processes, products = map(room, ("unet", "unet_report", "processes", "products"))
+unet, report, processes, products, bench_layers = map(
+    room, ("unet", "unet_report", "processes", "products", "layers"))
 SMALL = unet.Case(2, 2, (16, 32))
 TINY = ["bench", "unet", "--quick", "--case", "2:2x16x32"]
 SHORT = products.Budget(0.0, 2, turns=2)
@@ -21,7 +22,7 @@ SHORT = products.Budget(0.0, 2, turns=2)
 # ---- what is counted
 
 def test_work_by_hand():
-    layers = products.unet_layers((256, 256), 64, classes=1)
+    layers = bench_layers.unet_layers((256, 256), 64, classes=1)
     forward = 2 * sum(layer.flop(1) * len(layer.names) for layer in layers)
     case = unet.Case(64, 2, (256, 256))
     assert case.flop("prediction") == forward and round(forward / 2e9) == 96       # multiply-adds

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from minunet.convolution import products
 from minunet.convolution.products import (
-    FEWEST_ROWS,
     HEIGHT,
-    cuts,
     depth,
     finish,
     multiply,
@@ -32,33 +30,10 @@ def small_products(monkeypatch):
     monkeypatch.setattr(products, "UNPACKED", MILLION)
 
 
-@pytest.mark.parametrize("rows, other, parts", [
-    (128, 64 * 64, 1),                      # 524288: small as it is
-    (1000, 1000, 1), (1000, 1001, 2),       # exactly UNPACKED, and one column more
-    (64, 128 * 128, 2), (128, 128 * 128, 4), (128, 256 * 256, 16),
-    (128, 250_000, 32),                     # 4 rows each: the fewest
-    (128, 250_001, 1),                      # would need 2 rows each
-    (8, 250_000, 2), (8, 250_001, 1), (4, 250_001, 1),
-    (127, 128 * 128, 1), (3 * 64, 128 * 128, 4), (0, 7, 1),
-])
-def test_rows_are_halved_until_a_part_is_small(rows, other, parts):
-    assert cuts(rows, other) == parts
-
-
-def test_parts_are_equal_and_the_fewest_that_fit():
-    for rows in range(1, 600):
-        for other in (1, 4096, 16384, 65536, 125_000, 262_144):
-            parts = cuts(rows, other)
-            assert rows % parts == 0
-            halved = [2**i for i in range(12) if rows % 2**i == 0 and (i == 0 or rows >= FEWEST_ROWS * 2**i)]
-            fitting = [q for q in halved if rows // q * other <= MILLION]
-            assert parts == (fitting[0] if fitting else 1)
-
-
 def test_nothing_is_cut_where_the_library_has_no_small_products(monkeypatch):
     monkeypatch.setattr(products, "UNPACKED", sys.maxsize)
     matrix = np.ones((5000, 700), np.float32)
-    assert cuts(4096, 10**9) == 1 and together(36, 10**9) == 36
+    assert together(36, 10**9) == 36
     assert panels(matrix)[0] is matrix and len(panels(matrix)) == len(panels(matrix.T)) == 1
 
 
