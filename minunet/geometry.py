@@ -30,6 +30,16 @@ def as_pair(value: IntOrPair, name: str, minimum: int) -> Pair:
     return int(height), int(width)
 
 
+def size_text(size: Sequence[int]) -> str:
+    """(4, 5) as "4x5"."""
+    return "x".join(map(str, size))
+
+
+def pair_text(pair: Pair) -> str:
+    """As short as it may be given: (4, 4) as "4", (4, 5) as "4x5"."""
+    return str(pair[0]) if pair[0] == pair[1] else size_text(pair)
+
+
 @dataclass(frozen=True, init=False)
 class Geometry:
     """The geometry of a sliding window; each argument is an int or a (height, width) pair.

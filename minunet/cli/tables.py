@@ -11,7 +11,7 @@ import numpy as np
 from minunet.cli.values import counted, figure
 from minunet.data import IGNORE, MaskCode, Survey
 from minunet.data.masks import MaskFacts, shown
-from minunet.data.survey import size_text
+from minunet.geometry import size_text
 from minunet.training import Evaluation
 
 LINES = 10              # of one kind of problem in a report

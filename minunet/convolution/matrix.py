@@ -29,7 +29,7 @@ import scipy.sparse
 from minunet.backend import array_module, as_float, device_of, to_device
 from minunet.convolution import im2col, kernels, tensor_cores, winograd_products
 from minunet.convolution.explicit import sparse_matrix
-from minunet.geometry import Geometry, IntOrPair, Pair, as_pair
+from minunet.geometry import Geometry, IntOrPair, Pair, as_pair, pair_text, size_text
 
 ALGORITHMS = {"cpu": ("auto", "im2col", "winograd"), "gpu": ("auto", *kernels.ALGORITHMS, "tensorcore")}
 PRECISIONS = {"cpu": ("float32", "float64"), "gpu": ("float32", "float64", *tensor_cores.PRECISIONS)}
@@ -166,14 +166,10 @@ class ConvMatrix:
 
     def __repr__(self) -> str:
         g, (_, _, c, f) = self.geometry, self.weight.shape
-
-        def one(pair: Pair) -> str:
-            return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
-
         return (
-            f"ConvMatrix {self.shape}: {self.size[0]}x{self.size[1]}x{c} -> {self.out_size[0]}x{self.out_size[1]}x{f}, "
-            f"kernel {g.kernel[0]}x{g.kernel[1]}, stride {one(g.stride)}, padding {one(g.padding)}, "
-            f"dilation {one(g.dilation)}, {self.algorithm}, {self.precision}"
+            f"ConvMatrix {self.shape}: {size_text((*self.size, c))} -> {size_text((*self.out_size, f))}, "
+            f"kernel {size_text(g.kernel)}, stride {pair_text(g.stride)}, padding {pair_text(g.padding)}, "
+            f"dilation {pair_text(g.dilation)}, {self.algorithm}, {self.precision}"
             + ("" if self.device == "cpu" else f", on {self.device}")
         )
 

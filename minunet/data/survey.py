@@ -21,7 +21,7 @@ from minunet.data.dataset import Moments
 from minunet.data.files import GREY_MODES, FilePair, decode_image, open_picture, pair_files, read_mask
 from minunet.data.masks import IGNORE, LIKELY_CLASSES, MaskCode, MaskFacts, MaskOptions, decide, shown
 from minunet.errors import UserError
-from minunet.geometry import Pair
+from minunet.geometry import Pair, size_text
 
 FEW_VALUES = 16         # an image with at most these could be a mask
 KEPT_VALUES = 4096      # the most frequent values of a mask; a photograph has many more
@@ -226,8 +226,3 @@ def _reading(found: Survey, images: list[ImageFacts], masks: list[MaskFacts], op
             problems.append(Problem("missing", f"{found.masks}: no mask holds class {shown(missing)}; if the ids begin "
                                                "at another number that does no harm", False))
     return code, problems
-
-
-def size_text(size: Pair) -> str:
-    """HEIGHTxWIDTH."""
-    return f"{size[0]}x{size[1]}"
