@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The package without its checkout: builds the wheel, looks inside, installs it into an empty environment and runs the
-# demo and a benchmark from a directory of its own. (A test of pytest would need the network and a minute on every run.)
+# demo, an explanation and a benchmark from a directory of its own. (A test of pytest would need the network and a
+# minute on every run.)
 set -euo pipefail
 unset PYTHONPATH
 
@@ -23,7 +24,8 @@ import zipfile
 
 source, wheel = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 names = set(zipfile.ZipFile(wheel).namelist())
-wanted = {path.relative_to(source).as_posix() for path in (source / "minunet").rglob("*") if path.suffix in {".py", ".h"}}
+wanted = {path.relative_to(source).as_posix() for path in (source / "minunet").rglob("*")
+          if path.suffix in {".py", ".h", ".html", ".css", ".js"}}
 for room in ("kernels", "benchmarks"):      # beside the package in a checkout, inside it when installed
     wanted |= {f"minunet/{room}/{path.name}" for path in (source / room).iterdir() if path.suffix in {".cu", ".cuh", ".py"}}
 missing = wanted - names
@@ -41,6 +43,7 @@ cd "$work/elsewhere"
 "$work/venv/bin/minunet" demo --quick --out demo
 compgen -G "demo/*.png" || { echo "minunet demo --out DIR left no picture (*.png) in DIR" >&2; exit 1; }
 "$work/venv/bin/minunet" kernels >kernels.txt
+"$work/venv/bin/minunet" explain --stride 2 --padding 1 --out explain --html explain/case.html >explain.txt
 "$work/venv/bin/minunet" bench unet --quick >bench.txt                  # in processes that find the benchmarks, too
 MINUNET_CACHE="$work/cache" "$python" -c "
 import sys, numpy, minunet

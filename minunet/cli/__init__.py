@@ -11,7 +11,7 @@ import sys
 import warnings
 
 from minunet import __version__
-from minunet.cli import apply, bench, gradcheck, kernels, learn, look
+from minunet.cli import apply, bench, explain, gradcheck, kernels, learn, look
 from minunet.cuda import KernelError
 from minunet.errors import UserError
 
@@ -52,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minunet", description="A U-Net for semantic segmentation, from scratch.")
     parser.add_argument("--version", action="version", version=f"minunet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (look, learn, apply, gradcheck, kernels, bench):
+    for room in (look, learn, apply, explain, gradcheck, kernels, bench):
         room.add_commands(commands)
     return parser
