@@ -9,86 +9,57 @@ Every number in the picture comes from `ConvMatrix`, the prediction from the dem
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from PIL import Image
 
-matplotlib.use("Agg")           # draws into a file, also where there is no screen
-from matplotlib import pyplot as plt  # noqa: E402
+from minunet import Geometry
+from minunet.checkpoint import load_checkpoint
+from minunet.data.scenes import cell_scene
+from minunet.inference import class_ids, overlay, probabilities
+from minunet.study.drawing import IMAGE, KERNEL, WINDOWS, Grid, Sheet, beside
+from minunet.study.explanation import Explanation
+from minunet.study.net_pictures import Picture
 
-from minunet import ConvMatrix, Geometry  # noqa: E402
-from minunet.checkpoint import load_checkpoint  # noqa: E402
-from minunet.data.scenes import cell_scene  # noqa: E402
-from minunet.inference import class_ids, overlay, probabilities  # noqa: E402
-
-KERNEL = np.array([[1, 4, 1], [1, 4, 3], [3, 3, 1]], float)
-IMAGE = np.array([[4, 5, 8, 7], [1, 8, 8, 8], [3, 6, 6, 4], [6, 5, 7, 8]], float)
 UNSEEN = 2026                   # the demo draws its scenes from the seed 0
+CELL, WIDE = (24, 24), (24, 34)         # px of a number, and of one in a result
+PICTURE = 232                           # px
 
 
-SIZE = (12.5, 6.1)              # of the figure, in inches
-CELL = 0.222                    # of a matrix element, in inches
-
-
-def panel(figure, left, middle, width, height):
-    """Axes at a place in inches, centred vertically on `middle`."""
-    w, h = SIZE
-    return figure.add_axes((left / w, (middle - height / 2) / h, width / w, height / h))
-
-
-def draw_numbers(figure, left, middle, matrix, title, colours):
-    """A matrix as coloured cells with its numbers in them, zeros dimmed; returns where it ends."""
-    rows, columns = matrix.shape
-    axes = panel(figure, left, middle, columns * CELL, rows * CELL)
-    axes.imshow(matrix, cmap=colours, vmin=0, vmax=1.6 * matrix.max())      # light enough for black digits
-    for (row, column), value in np.ndenumerate(matrix):
-        axes.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8 if value < 100 else 6.5,
-                  color="black" if value else "0.75")
-    for line in np.arange(1, columns):
-        axes.axvline(line - 0.5, color="white", linewidth=1)
-    for line in np.arange(1, rows):
-        axes.axhline(line - 0.5, color="white", linewidth=1)
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=9)
-    return left + columns * CELL
-
-
-def draw_product(figure, left, middle, parts):
-    """matrix · input = output, in a row, every element of the same size."""
-    for sign, (matrix, title, colours) in zip(("·", "=", ""), parts):
-        left = draw_numbers(figure, left, middle, matrix, title, colours) + 0.42
-        figure.text((left - 0.21) / SIZE[0], middle / SIZE[1], sign, ha="center", va="center", fontsize=14)
+def column(title, numbers, colour, cell=CELL):
+    """An image or its windows as a vector, row by row."""
+    return [Grid(title, numbers.reshape(-1, 1), colour, cell, blocks=((numbers.shape[1], ""), (1, "")))]
 
 
 def main(run, out):
     """Draw the picture into a file."""
-    A = ConvMatrix(KERNEL.reshape(3, 3, 1, 1), Geometry(kernel=3), size=4)
-    y = np.array([[2.0, 1], [4, 4]])
+    e, sheet = Explanation(Geometry(kernel=3), 4), Sheet()
+    A, zeros = e.A.dense(), np.ones(e.A.shape, bool)
+    zeros[e.taps.window, e.taps.pixel] = False
+    sheet.text(0, 0, "A convolution is a product with a matrix, a transposed convolution the product with its "
+               "transpose.", 17, bold=True)
+    sheet.text(0, 32, "The kernel [[1, 4, 1], [1, 4, 3], [3, 3, 1]] on 4x4 pixels, written out by ConvMatrix:", 13)
+    # a row of the image makes a block of columns of A, a row of windows a block of its rows
+    right, _ = beside(sheet, 0, 60, (
+        [Grid("A", A, KERNEL, CELL, "4 x 16", zeros=zeros, blocks=((2, ""), (4, "")))], "×",
+        column("x", e.x, IMAGE), "=", column("A x", e.Ax, WINDOWS, WIDE)))
+    _, bottom = beside(sheet, right + 60, 60, (
+        [Grid("Aᵀ", A.T, KERNEL, CELL, "16 x 4", zeros=zeros.T, blocks=((4, ""), (2, "")))], "×",
+        column("y", e.y, WINDOWS), "=", column("Aᵀ y", e.ATy, IMAGE, WIDE)))
+
     checkpoint = load_checkpoint(Path(run) / "best.safetensors")
     image, truth = cell_scene(np.random.default_rng(UNSEEN))
-    probability = checkpoint.model.predict(checkpoint.normalise(image)[None])[0]
-    prediction = class_ids(probabilities(checkpoint, image))
-
-    figure = plt.figure(figsize=SIZE, dpi=100)
-    figure.text(0.012, 0.945, "A convolution is a product with a matrix, a transposed convolution the product with its "
-                "transpose.", fontsize=12.5, weight="bold")
-    figure.text(0.012, 0.895, "The kernel [[1, 4, 1], [1, 4, 3], [3, 3, 1]], written out by ConvMatrix:", fontsize=10)
-    draw_product(figure, 0.15, 4.6, (
-        (A.dense(), f"A {A.shape}", "Blues"), (IMAGE, "x, 16 numbers", "Oranges"),
-        ((A @ IMAGE.ravel()).reshape(2, 2), "A x, 4 numbers", "Greens")))
-    draw_product(figure, 1.5, 1.9, (
-        (A.T.dense(), f"Aᵀ {A.T.shape}", "Blues"), (y, "y, 4 numbers", "Oranges"),
-        ((A.T @ y.ravel()).reshape(4, 4), "Aᵀ y, 16 numbers", "Greens")))
-
-    figure.text(0.60, 0.895, "A U-Net made of both, after `minunet demo`:", fontsize=10)
-    pictures = (
-        (overlay(image), "a scene it has not seen"), (overlay(image, truth=truth), "truth"),
-        (probability[..., 0], "its probability of a cell"), (overlay(image, prediction, truth), "prediction, truth"))
-    for index, (picture, title) in enumerate(pictures):
-        axes = panel(figure, 7.5 + 2.48 * (index % 2), 3.98 - 2.68 * (index // 2), 2.4, 2.4)
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_axis_off()
-        axes.set_title(title, fontsize=9, pad=4)
-    figure.savefig(out)
+    probability = probabilities(checkpoint, image)
+    prediction = class_ids(probability)
+    pictures = (("a scene it has not seen", overlay(image)), ("truth", overlay(image, truth=truth)),
+                ("its probability of a cell", Image.fromarray(np.uint8(255 * probability[..., 0]))),
+                ("prediction, truth", overlay(image, prediction, truth)))
+    top = bottom + 30
+    sheet.text(0, top, "A U-Net made of both, after `minunet demo`:", 13)
+    for index, (title, picture) in enumerate(pictures):
+        left, upper = (PICTURE + 12) * index, top + 48
+        sheet.text(left, upper - 20, title, 12)
+        sheet.marks.append(Picture((left, upper, left + PICTURE, upper + PICTURE), np.asarray(picture.convert("RGB"))))
+    sheet.image(scale=2).save(out)
 
 
 if __name__ == "__main__":

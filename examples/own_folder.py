@@ -69,4 +69,6 @@ def main(folder, picture=None):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     main(*map(Path, sys.argv[1:]))
