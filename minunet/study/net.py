@@ -20,15 +20,14 @@ from minunet.autograd import Tensor, no_grad
 from minunet.backend import device_of, to_device
 from minunet.checkpoint import Checkpoint
 from minunet.errors import UserError
-from minunet.geometry import Pair, size_text
+from minunet.geometry import Pair, pair_text, size_text
 from minunet.inference import class_ids, probabilities
 from minunet.models import UNet
 from minunet.models.unet import DoubleConv, Down, Up
 from minunet.nn.module import Module
 
-UPS = {"transpose": "2x2 transposed convolution, stride 2", "nearest": "1x1 convolution, nearest neighbour",
-       "bilinear": "1x1 convolution, bilinear interpolation", "bicubic": "1x1 convolution, bicubic interpolation",
-       "unpool": "1x1 convolution, unpooling"}
+INTERPOLATIONS = {"nearest": "nearest neighbour", "bilinear": "bilinear interpolation",
+                  "bicubic": "bicubic interpolation", "unpool": "unpooling"}
 MOST = 4 << 30          # bytes of feature maps that are kept of an image
 CONSTANT = 4            # height and width in px of the constant image that `constant_answer` gives to a way up
 
@@ -57,10 +56,18 @@ def words(model: UNet, name: str) -> str:
     """What a layer does, in a few words."""
     module = layer_of(model, name)
     if isinstance(module, Up):
-        return f"{UPS[model.config['up']]}; the skip connection beside it; two 3x3 convolutions"
+        return f"{way_up(model, module)}; the skip connection beside it; two 3x3 convolutions"
     if isinstance(module, Down):
         return f"2x2 {model.config['pool']}-pooling; two 3x3 convolutions"
     return "Two 3x3 convolutions of the image" if isinstance(module, DoubleConv) else "1x1 convolution to the classes"
+
+
+def way_up(model: UNet, up: Up) -> str:
+    """How a way up enlarges its image, in a few words."""
+    if isinstance(up.up, nn.ConvTranspose2d):
+        g = up.up.geometry
+        return f"{size_text(g.kernel)} transposed convolution, stride {pair_text(g.stride)}"
+    return f"1x1 convolution, {INTERPOLATIONS[model.config['up']]}"
 
 
 def kernels(module: Module) -> tuple[str, np.ndarray]:

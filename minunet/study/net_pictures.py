@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from minunet.inference import class_ids, colour_of, overlay
 from minunet.study.captions import SCALE, WIDTH
 from minunet.study.drawing import GREY, IMAGE, INK, KERNEL, PLAY, Box, Sheet, text_width
-from minunet.study.net import UPS, Seen, layers, strongest
+from minunet.study.net import Seen, layers, strongest, way_up
 
 MAPS = colormaps["magma"]
 SIGNED = LinearSegmentedColormap.from_list("signed", [PLAY, "white", KERNEL])
@@ -174,9 +174,9 @@ def _ends(sheet: Sheet, seen: Seen, first: Box, last: Box) -> None:
 
 def _legend(sheet: Sheet, seen: Seen) -> None:
     """What arrows, colours and tiles are."""
-    config, x, y = seen.checkpoint.model.config, 0.0, sheet.box[3] + 28
-    for kind, what in (("skip", "skip connection"), ("down", f"2x2 {config['pool']}-pooling"),
-                       ("up", UPS[config["up"]])):
+    model, x, y = seen.checkpoint.model, 0.0, sheet.box[3] + 28
+    for kind, what in (("skip", "skip connection"), ("down", f"2x2 {model.config['pool']}-pooling"),
+                       ("up", way_up(model, model.up[0]))):
         _arrow(sheet, (x, y), (x + 28, y), kind)
         x = sheet.text(x + 36, y, what, 12, INK, "lm")[2] + 28
     y = classes(sheet, seen, class_ids(seen.answer), y + 22)

@@ -7,12 +7,12 @@ import pytest
 
 from minunet import UNet
 from minunet import functional as F
+from minunet import nn
 from minunet.checkpoint import Checkpoint
 from minunet.errors import UserError
 from minunet.inference import probabilities
 from minunet.study import net
 from minunet.study.net import (
-    UPS,
     checkerboard,
     constant_answer,
     constant_input,
@@ -75,12 +75,22 @@ def test_an_unknown_layer_is_refused_with_those_that_there_are(name):
                                  "down1, bridge, up1, up2, head (up1 is the first way up after the bridge)")
 
 
-@pytest.mark.parametrize("options", [{"pool": "average"}, *({"up": up} for up in UPS)], ids=str)
-def test_every_layer_says_what_it_does(options):
+@pytest.mark.parametrize("options, up", [
+    ({"pool": "average"}, "2x2 transposed convolution, stride 2"),
+    ({"up": "nearest"}, "1x1 convolution, nearest neighbour"), ({"up": "unpool"}, "1x1 convolution, unpooling"),
+    ({"up": "bilinear"}, "1x1 convolution, bilinear interpolation"),
+    ({"up": "bicubic"}, "1x1 convolution, bicubic interpolation")], ids=str)
+def test_every_layer_says_what_it_does(options, up):
     model = made(**options).model
     said = [words(model, name) for name in layers(model)]
     assert said[1] == f"2x2 {model.config['pool']}-pooling; two 3x3 convolutions" and said[-1].startswith("1x1")
-    assert said[3] == f"{UPS[model.config['up']]}; the skip connection beside it; two 3x3 convolutions"
+    assert said[3] == f"{up}; the skip connection beside it; two 3x3 convolutions"
+
+
+def test_a_way_up_of_another_kernel_is_called_so():
+    model = made().model
+    model.up[0].up = nn.ConvTranspose2d(8, 4, (3, 4), stride=(2, 1), padding=1)
+    assert words(model, "up1").startswith("3x4 transposed convolution, stride 2x1;")
 
 
 @pytest.mark.parametrize("options", NETS, ids=str)
