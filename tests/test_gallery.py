@@ -69,6 +69,8 @@ def test_page_can_be_photographed(gallery, tmp_path):
     gallery.photograph(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as fresh, Image.open(EXAMPLES / "gallery" / "page.png") as kept:
         assert fresh.size == kept.size and fresh.text == kept.text
+        small = [np.asarray(picture.convert("RGB").resize((34, 28)), float) for picture in (fresh, kept)]
+    assert np.abs(small[0] - small[1]).mean() < 4, "page.png is stale: run examples/gallery.py"
 
 
 def test_a_changed_digit_is_seen():
@@ -91,3 +93,23 @@ def test_readme_shows_the_gallery_with_its_commands(gallery):
         assert f"`{command}`" in text, f"README does not name {command}"
         for name in names:
             assert f"(examples/gallery/{name})" in text, f"README does not show {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in pictures() if name.endswith(".gif")])
+def test_an_animation_keeps_its_time(drawn, name):
+    times = []
+    for folder in (drawn, EXAMPLES / "gallery"):
+        with Image.open(folder / name) as picture:
+            durations = [frame.info["duration"] for frame in ImageSequence.Iterator(picture)]
+            times.append((picture.info.get("loop"), durations))
+    assert times[0] == times[1], f"{name} is stale: run examples/gallery.py"
+
+
+def test_each_picture_stands_behind_its_command(gallery):
+    """The last command that README names before a picture is the one that leaves it."""
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    commands = {**gallery.COMMANDS, gallery.CHECKERBOARD: ("checkerboard.png",), gallery.PAGE: ("page.png",)}
+    for command, names in commands.items():
+        for name in names:
+            before = text[:text.index(f"(examples/gallery/{name})")]
+            assert max(commands, key=lambda other: before.rfind(f"`{other}`")) == command, name

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -671,3 +673,44 @@ def test_the_real_command():
     assert done.returncode == 2 and complaint(done.stderr).startswith("kernel: its window spans 3 px in height")
     done = run_command("explain", "--help")
     assert done.returncode == 0 and "[CHECKPOINT] [IMAGE]" in " ".join(done.stdout.split())
+
+
+def test_what_leads_is_served_at_the_port_asked_for(capsys, monkeypatch):
+    asked = []
+
+    def serve(e, transposed, port):
+        asked.append((transposed, port))
+        return nullcontext(SimpleNamespace(url="here", serve_forever=lambda: None))
+
+    monkeypatch.setattr(explain, "PageServer", serve)
+    assert said(capsys, "--serve", "--port", "7", "--transposed") == "look at here (Ctrl-C ends it)\n"
+    said(capsys, "--serve")
+    assert asked == [(True, 7), (False, 0)]
+
+
+@pytest.mark.parametrize("padding", [0, (0, 1), 1])
+def test_padding_and_stride_are_told_where_they_are(padding):
+    told = " ".join(tell(Explanation(Geometry(2, stride=(2, 3), padding=padding, dilation=1), 5), False, 100).split())
+    assert ("Around the image, the padding is zero." in told) == (padding != 0)
+    assert ("What falls on the padding is cut off." in told) == (padding != 0)
+    assert "windows, 2x3 px apart (stride)." in told
+
+
+@pytest.mark.parametrize("geometry, names", [
+    (Geometry(3, stride=2, dilation=3), {"Height and width:", "image height and width, px"}),
+    (Geometry(3, stride=2, dilation=(1, 3)), {"Height:", "Width:", "image height, px", "image width, px"}),
+    (Geometry(3, stride=2, padding=(0, 1)), {"Height:", "Width:", "image height, px", "image width, px"}),
+])
+def test_height_and_width_are_told_apart_where_they_differ(geometry, names):
+    told = tell(Explanation(geometry, 9), False, 100)
+    assert set(re.findall(r"^(?:Height|Width).*:$|^ *image (?:height|width).*, px", told, re.MULTILINE)) == names
+
+
+def test_stripes_have_an_unevenness_too():
+    told = " ".join(tell(Explanation(Geometry((2, 3), stride=2), 5), False, 100).split())
+    assert "the standard deviation of the counts is 0.33 times their mean" in told
+
+
+def test_channels_of_the_answer_that_are_not_shown_are_counted():
+    assert "1 more channels" in tell(Explanation(Geometry(2), 3, channels=(7, 1)), False, 100).split("Aᵀ 1, far")[-1]
+    assert "more channels" not in tell(Explanation(Geometry(2), 3, channels=(6, 1)), False, 100).split("Aᵀ 1, far")[-1]

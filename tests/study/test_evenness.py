@@ -200,3 +200,31 @@ def test_large_settings_are_cheap_or_refused():
         answer(e)
     assert "gaps cannot be balanced" in answer_words(e) and "gaps" in verdict(e.geometry)
     assert comparison(e.geometry).kernel == (10**6, 10**6)
+
+
+def test_a_faint_pattern_is_one():
+    said = answer_words(Explanation(Geometry(2, 2), 4, [[1, 1], [1, 1 + 1e-9]]))
+    assert "this kernel's Aᵀ y shows a checkerboard, far from the border" in said
+
+
+def test_of_two_channels_one_may_have_the_pattern():
+    weight = np.ones((2, 2, 2, 1))
+    weight[0, 0, 0] = 2
+    assert "shows a checkerboard in some channel, far" in answer_words(Explanation(Geometry(2, 2), 4, weight))
+
+
+def test_counts_of_strides_to_6_are_listed():
+    said = verdict(Geometry(7, stride=6))
+    assert "met by 2, 1, 1, 1, 1, 1, ... windows in turn" in said and "multiplies to 4, 2 or 1 windows" in said
+    said = verdict(Geometry(8, stride=7))
+    assert "are not met by equally many windows" in said and "multiplies" not in said
+
+
+def test_the_comparison_keeps_a_dilation_that_may_stay():
+    assert comparison(Geometry(3, stride=2, dilation=3)).dilation == (3, 3)
+    assert comparison(Geometry(3, stride=2, dilation=2)).dilation == (1, 1)
+
+
+def test_an_answer_of_too_many_channels_is_refused():
+    with pytest.raises(ValueError, match="period of 100x100 px is too large"):
+        answer(Explanation(Geometry(1, stride=100), 1, channels=(1000, 1)))

@@ -178,3 +178,8 @@ def test_what_does_not_fit_is_refused(arguments, words):
 def test_what_would_fill_the_memory_is_refused(geometry, size):
     with pytest.raises(ValueError, match=f"at most {LIMIT:,} can be looked at"):
         Explanation(geometry, size)
+
+
+def test_nearly_x_is_not_x():
+    assert Explanation(Geometry(1), 3, [[-1]]).returns_x
+    assert not Explanation(Geometry(1), 3, [[1 + 1e-10]]).returns_x

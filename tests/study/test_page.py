@@ -366,3 +366,13 @@ def test_data_cannot_end_its_script(monkeypatch):
 def test_the_served_page_asks_its_own_server_only():
     assert [target for target in Links(html(Explanation(Geometry(3), 4), False, fixed=False)).targets
             if not target.startswith("data:")] == ["page.css", "grids.js", "overlap.js", "page.js", "control.js"]
+
+
+def test_how_large_a_pattern_is_drawn():
+    """Strides to 8 px, and lines to 24: of kernel 9 at stride 8, beside kernel 8, two strides inside take 25."""
+    assert len(as_dict(*from_request({"stride": 8}))["pattern"]["cases"]) == 2
+    assert as_dict(*from_request({"stride": 9}))["pattern"] == {"cases": []}
+    found = as_dict(*from_request({"kernel": 8, "stride": 8, "size": 8}))["pattern"]
+    assert [case["title"] for case in found["cases"]] == ["kernel 8, stride 8: even"]
+    assert found["answer"]["shape"] == [8, 8, 1]
+    assert as_dict(*from_request({"stride": 3}))["pattern"]["answer"]["shape"] == [9, 9, 1]

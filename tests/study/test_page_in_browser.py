@@ -512,9 +512,9 @@ def test_buttons_for_numbers(page):
     assert np.reshape(shown.values("ATy"), (7, 7))[1:6, 1:6].ravel().tolist() == shown.values("overlap")[8:13] + sum(
         (shown.values("overlap")[7 * row + 1:7 * row + 6] for row in range(2, 6)), [])
     preset(shown, "weight", "small")
+    shown.wait(lambda _: shown.values("weight") == e.weight.ravel().tolist())
     preset(shown, "y", "small")
     shown.wait(lambda _: shown.values("y") == e.y.ravel().tolist())
-    assert shown.values("weight") == e.weight.ravel().tolist()
     shown.type("stride", "3")
     shown.settle("takes 3 × 3 numbers to 9 × 9")
     assert not shown.find("[data-numbers=bilinear]").is_enabled()
@@ -580,3 +580,95 @@ def test_the_page_says_when_the_server_is_gone(driver):
     shown.type("stride", "2")
     shown.settle("the server does not answer", "error")
     assert shown.values("result-0") == [122, 148, 126, 134]
+
+
+def test_an_answer_that_comes_late_is_not_shown(page):
+    shown = page()
+    shown.driver.execute_script(
+        "const own = fetch, held = new Promise(go => { window.release = go; }); let n = 0;"
+        "window.fetch = async (...a) => { const mine = n++, answer = await own(...a); if (!mine) await held;"
+        "  return answer; };"
+        "window.first = ask({size: 5}); ask({size: 6});")
+    shown.settle("takes 6 × 6 numbers")
+    shown.driver.execute_async_script("const done = arguments[0]; release(); first.then(() => done());")
+    assert "takes 6 × 6 numbers" in shown.text("summary")
+
+
+def test_a_count_is_pointed_at_with_its_pixel(page):
+    shown = page("channels=2x1", "takes 4 × 4 × 2 numbers")
+    found = shown.driver.execute_script(
+        "return [...document.querySelectorAll('[data-name=overlap] .cell')].map(cell => cell.dataset.key)")
+    assert found == [f"p:{2 * pixel}" for pixel in range(16)]
+
+
+def test_a_pattern_that_is_not_drawn_is_said(page):
+    shown = page("stride=9")
+    words = "return document.getElementById('why-words').textContent"
+    shown.wait(lambda _: shown.driver.execute_script(words) == "The pattern is too large to draw.")
+
+
+def test_playing_at_the_end_begins_again(page):
+    shown = page()
+    assert shown.driver.execute_script("go(steps() - 1); play(); return state.step") == 0
+    shown.driver.execute_script("stop()")
+
+
+def test_the_readout_of_one_window_and_of_many_products(page):
+    shown = page("size=3", "takes 3 × 3 numbers")
+    shown.point("weight", "k:0")
+    assert "is used once, by the only window" in shown.text("readout")
+    shown.driver.execute_script("location.hash = 'kernel=4&size=5'")
+    shown.settle("takes 5 × 5 numbers")
+    shown.point("result-0", "w:0")
+    assert shown.text("readout").count("·") == 12 and "+ … (16 products)" in shown.text("readout")
+
+
+def test_of_two_changed_settings_the_named_one_is_wrong(page):
+    shown = page()
+    shown.type("filters", "0")
+    shown.settle("channels must be", "error")
+    shown.type("stride", "2")
+    shown.wait(lambda _: shown.driver.execute_script("return state.turn") >= 2)
+    shown.driver.execute_async_script("const done = arguments[0]; ask(request()).then(() => done());")
+    invalid = [shown.find(f"#{name}").get_attribute("aria-invalid") for name in ("filters", "channels", "stride")]
+    assert invalid == ["true", "false", "false"]
+
+
+def test_another_fragment_is_followed(page):
+    shown = page()
+    shown.driver.execute_script("location.hash = 'size=5'")
+    shown.settle("takes 5 × 5 numbers")
+
+
+def test_what_is_being_typed_outlives_an_answer(page):
+    shown = page()
+    shown.driver.execute_async_script(
+        "const done = arguments[0], cell = document.querySelector(`[data-name=weight] [data-key='k:1']`);"
+        "cell.focus(); cell.value = '77'; ask({size: 5}).then(() => done());")
+    assert shown.focused() == ("weight", "k:1") and shown.values("weight")[:3] == [1, 77, 1]
+
+
+def test_shades_of_the_overlap_can_be_compared(page):
+    """Counts along an axis by their own largest, those far from the border by the largest of both cases."""
+    shown = page("stride=2&size=5", "takes 5 × 5 numbers")
+    shades = shown.driver.execute_script(
+        "return ['axis-0-0', 'inside-0', 'inside-1'].map(name => Number("
+        "[...document.querySelectorAll(`[data-name=${name}] .cell`)].at(-1).style.getPropertyValue('--value')))")
+    assert shades == [1 / 2, 1 / 4, 1 / 4]
+
+
+def test_a_kernels_title_names_channel_and_filter(page):
+    shown = page("channels=2x3", "takes 4 × 4 × 2 numbers")
+    titles = [shown.find(f"[data-name='weight-{d}']").get_attribute("aria-label") for d in (1, 3)]
+    assert [title.split("]")[0] for title in titles] == ["kernel [·, ·, 0, 1", "kernel [·, ·, 1, 0"]
+
+
+def test_another_width_draws_anew(page):
+    shown = page("size=8&stride=2", "takes 8 × 8 numbers")
+    width = "return document.querySelector('[data-name=matrix] .cell').getBoundingClientRect().width"
+    before, (size, _) = shown.driver.execute_script(width), shown.driver.get_window_size().values()
+    try:
+        shown.driver.set_window_size(size // 2, 900)
+        shown.wait(lambda _: shown.driver.execute_script(width) < before)
+    finally:
+        shown.driver.set_window_size(size, 900)
