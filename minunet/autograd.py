@@ -338,6 +338,7 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
 
 
 def attach(results: Sequence[Tensor], node: Node) -> None:
+    """Make the results an op's: gradients that reach them go on through its node."""
     for position, result in enumerate(results):
         result.requires_grad, result._source = True, Output(node, position)
 

@@ -16,7 +16,8 @@ const inFields = ({channels: [c, f], ...settings}) => ({...settings, channels: [
 const number = text => text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text.trim();
 const same = (a, b) => JSON.stringify([a].flat().length === 1 ? [a, a].flat() : a) === JSON.stringify(b);
 
-function numbers(name) {            // as typed, otherwise exactly as they came
+function numbers(name) {            // as a button named them or as typed, otherwise exactly as they came
+  if (name in state.named) return state.named[name];
   return state.look.edits[name].length ? state.look.edits[name].map(node =>
     node.value === node.edit.shown ? node.edit.exact : number(node.value)) : state.data[name].values;
 }
@@ -51,6 +52,7 @@ async function ask(asked) {
     answer = {error: "the server does not answer; start minunet explain --serve again and reload this page"};
   }
   if (turn !== state.turn) return;              // something newer was asked meanwhile
+  state.named = {};
   complain(answer.error ?? "");
   if (!answer.error) {
     show(answer);
@@ -146,7 +148,11 @@ function setUpFields() {
     });
   }
   for (const button of document.querySelectorAll("#presets button")) {      // without a name: made anew
-    button.addEventListener("click", () => ask({...request(), [button.dataset.name]: button.dataset.numbers}));
+    button.addEventListener("click", () => {
+      const {name, numbers} = button.dataset;
+      state.named[name] = numbers;      // until it is answered: another button may be quicker
+      ask({...request(), ...state.named});
+    });
   }
   $("settings").addEventListener("submit", event => { event.preventDefault(); ask(request()); });
   for (const id of ["convolution", "transposed"]) {

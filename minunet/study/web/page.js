@@ -25,7 +25,8 @@ const FACES = {
 };
 const TERMS = 12;                   // of a sum that is written out
 
-const state = {data: null, look: null, by: null, step: null, hover: null, focus: null, timer: null, turn: 0};
+const state = {data: null, look: null, by: null, step: null, hover: null, focus: null, timer: null, turn: 0,
+               named: {}};
 
 // ---- what meets what
 
