@@ -16,9 +16,10 @@ from minunet import Geometry
 from minunet.checkpoint import load_checkpoint
 from minunet.data.scenes import cell_scene
 from minunet.inference import class_ids, overlay, probabilities
-from minunet.study.drawing import IMAGE, KERNEL, WINDOWS, Grid, Sheet, beside
 from minunet.study.explanation import Explanation
+from minunet.study.grid import Grid, beside
 from minunet.study.net_pictures import Picture
+from minunet.study.sheet import IMAGE, KERNEL, WINDOWS, Sheet
 
 UNSEEN = 2026                   # the demo draws its scenes from the seed 0
 CELL, WIDE = (24, 24), (24, 34)         # px of a number, and of one in a result

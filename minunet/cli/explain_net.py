@@ -14,7 +14,6 @@ from minunet.models import UNet
 from minunet.models.unet import Up
 from minunet.nn import ConvTranspose2d
 from minunet.study.captions import SCALE
-from minunet.study.drawing import Sheet
 from minunet.study.evenness import verdict
 from minunet.study.explanation import unevenness
 from minunet.study.layer_pictures import cause, draw_kernels, draw_maps, draw_skip
@@ -31,6 +30,7 @@ from minunet.study.net import (
     words,
 )
 from minunet.study.net_pictures import draw_u
+from minunet.study.sheet import Sheet
 
 CHECKERBOARD = "the standard\n  deviation over pixels by the mean, over all outputs together; 0 is flat"
 

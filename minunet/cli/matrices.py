@@ -33,7 +33,7 @@ class Block(NamedTuple):
 def number(value: float) -> str:
     """Whole numbers in full, others to 4 significant digits, or one behind the point: a fraction never looks whole.
 
-    A terminal has the room that a picture's cell (`study.drawing.figure_text`) has not, and who adds up a row by hand
+    A terminal has the room that a picture's cell (`study.grid.figure_text`) has not, and who adds up a row by hand
     wants all digits.
 
     >>> [number(v) for v in (29.0, 0.25, 2 / 3, 1234567.0, 1234.5, 999.96, 29.0004, -1e-9, -0.0)]

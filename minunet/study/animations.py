@@ -16,18 +16,6 @@ import numpy as np
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry
 from minunet.study.captions import WIDTH, head, settings
-from minunet.study.drawing import (
-    IMAGE,
-    KERNEL,
-    PLAY,
-    WINDOWS,
-    Grid,
-    Sheet,
-    beside,
-    number_font,
-    number_size,
-    text_width,
-)
 from minunet.study.explanation import Explanation
 from minunet.study.frames import (
     CELL,
@@ -48,7 +36,9 @@ from minunet.study.frames import (
     shown,
     step,
 )
+from minunet.study.grid import Grid, beside, number_font, number_size
 from minunet.study.pictures import CHANNELS_SHOWN, padded, under
+from minunet.study.sheet import IMAGE, KERNEL, PLAY, WINDOWS, Sheet, text_width
 
 # under the title where this is the other one of the two
 WAY_BACK = "The gradient of the {} ({}) with respect to what it reads is computed like this."

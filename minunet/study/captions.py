@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from minunet.geometry import pair_text, size_text
-from minunet.study.drawing import GREY, Grid, Sheet
 from minunet.study.explanation import Explanation
+from minunet.study.grid import Grid
+from minunet.study.sheet import GREY, Sheet
 
 WIDTH = 880             # px of a sheet between its margins
 SCALE = 2               # px of a picture's file for one of the sheet: sharp also on a fine screen

@@ -11,24 +11,10 @@ from PIL import Image
 
 from minunet.geometry import Geometry, Pair
 from minunet.study.captions import WIDTH, omitted
-from minunet.study.drawing import (
-    GREY,
-    IMAGE,
-    INK,
-    KERNEL,
-    PLAY,
-    SMALLEST,
-    WINDOWS,
-    Box,
-    Grid,
-    Sheet,
-    figure_text,
-    number_font,
-    part,
-    text_width,
-)
 from minunet.study.explanation import Explanation
+from minunet.study.grid import SMALLEST, Grid, figure_text, number_font, part
 from minunet.study.pictures import blocks, dense_part
+from minunet.study.sheet import GREY, IMAGE, INK, KERNEL, PLAY, WINDOWS, Box, Sheet, text_width
 
 FRAMES = 64             # at most, with the result at the end
 COLOURS = 128           # of the palette that all frames share

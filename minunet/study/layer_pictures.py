@@ -12,9 +12,9 @@ from minunet.models import UNet
 from minunet.models.unet import Down, Up
 from minunet.nn import ConvTranspose2d, MaxUnpool2d
 from minunet.study.captions import WIDTH, head
-from minunet.study.drawing import GREY, IMAGE, INK, WINDOWS, Grid, Sheet, Tiles, figure_text, text_width
 from minunet.study.evenness import inside, verdict
 from minunet.study.explanation import is_even, unevenness
+from minunet.study.grid import Grid, figure_text
 from minunet.study.net import (
     Ablation,
     Seen,
@@ -27,6 +27,7 @@ from minunet.study.net import (
     words,
 )
 from minunet.study.net_pictures import BRIGHT, Picture, classes, coloured, fitted, framed, shape_text, signed
+from minunet.study.sheet import GREY, IMAGE, INK, WINDOWS, Sheet, Tiles, text_width
 
 COLUMNS = 6             # channels shown of each stage of a layer
 KERNELS = 16            # inputs and outputs shown of a layer's kernels

@@ -1,6 +1,6 @@
 """The U of a trained net, drawn with its real feature maps, and the marks and colours of all pictures of nets.
 
-The colours are those of `minunet.study.drawing`: a skip connection is orange, as the maps that it leads to, a way up
+The colours are those of `minunet.study.sheet`: a skip connection is orange, as the maps that it leads to, a way up
 blue, as the kernel that makes it.
 """
 
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from minunet.inference import class_ids, colour_of, overlay
 from minunet.study.captions import SCALE, WIDTH
-from minunet.study.drawing import GREY, IMAGE, INK, KERNEL, PLAY, Box, Sheet, text_width
 from minunet.study.net import Seen, layers, strongest, way_up
+from minunet.study.sheet import GREY, IMAGE, INK, KERNEL, PLAY, Box, Sheet, text_width
 
 MAPS = colormaps["magma"]
 SIGNED = LinearSegmentedColormap.from_list("signed", [PLAY, "white", KERNEL])

@@ -8,9 +8,10 @@ import numpy as np
 
 from minunet.geometry import Geometry, size_text
 from minunet.study.captions import SCALE, WIDTH, head, omitted, settings
-from minunet.study.drawing import GREY, IMAGE, INK, KERNEL, WINDOWS, Grid, Sheet, figure_text, number_size, part
 from minunet.study.evenness import answer, answer_words, comparison, inside, profile, remainders, verdict
 from minunet.study.explanation import Explanation, is_even
+from minunet.study.grid import Grid, figure_text, number_size, part
+from minunet.study.sheet import GREY, IMAGE, INK, KERNEL, WINDOWS, Sheet
 
 MAP, BARS = 380, 60     # px of the map, and of the longest bar beside it
 INSIDE, STACKS = 160, (140, 170)        # px of a map far from the border, and of the elements' stacks

@@ -8,22 +8,10 @@ import numpy as np
 
 from minunet.geometry import Pair
 from minunet.study.captions import SCALE, WIDTH, head, omitted, settings
-from minunet.study.drawing import (
-    GREY,
-    IMAGE,
-    KERNEL,
-    PLAY,
-    WINDOWS,
-    Grid,
-    Sheet,
-    beside,
-    number_font,
-    number_size,
-    part,
-    text_width,
-)
 from minunet.study.explanation import Explanation
+from minunet.study.grid import Grid, beside, number_font, number_size, part
 from minunet.study.overlap import overlap
+from minunet.study.sheet import GREY, IMAGE, KERNEL, PLAY, WINDOWS, Sheet, text_width
 
 WINDOWS_SHOWN = 6       # rows of the column matrix
 PATCH = 120             # px of a patch's image

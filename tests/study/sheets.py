@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minunet.study.drawing import MARGIN, Text, figure_text
+from minunet.study.grid import figure_text
+from minunet.study.sheet import MARGIN, Text
 
 
 def assert_readable(sheet, width=960):

@@ -11,9 +11,10 @@ from PIL import Image
 
 from minunet import Geometry
 from minunet.study.animations import ANIMATIONS, convolution_sheets, transposed_sheets
-from minunet.study.drawing import Text, figure_text
 from minunet.study.explanation import Explanation
 from minunet.study.frames import FRAMES, line_text
+from minunet.study.grid import figure_text
+from minunet.study.sheet import Text
 from tests import naive
 from tests.strategies import cases
 from tests.study.sheets import assert_readable, assert_shows, prose

@@ -9,12 +9,12 @@ from PIL import Image
 from minunet import Geometry
 from minunet.nn import ConvTranspose2d
 from minunet.study.captions import WIDTH
-from minunet.study.drawing import MARGIN, Frame, Text
 from minunet.study.evenness import verdict
 from minunet.study.explanation import is_even
 from minunet.study.layer_pictures import draw_kernels, draw_maps, draw_skip
 from minunet.study.net import kernels, layers, look, strongest, without_skip
 from minunet.study.net_pictures import MAPS, Arrow, Picture, coloured, draw_u, fitted, signed
+from minunet.study.sheet import MARGIN, Frame, Text
 from tests.study.test_net import made, picture
 
 # depth, image, and what else is special

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 
 from minunet import Geometry
-from minunet.study.drawing import Text
 from minunet.study.evenness import answer, answer_words, comparison, inside, profile, remainders, verdict
 from minunet.study.explanation import Explanation
 from minunet.study.overlap import overlap_sheet
+from minunet.study.sheet import Text
 from tests import naive
 from tests.strategies import cases
 from tests.study.sheets import assert_readable, assert_shows

@@ -21,16 +21,6 @@ from minunet.study.page import WEB, as_dict, from_request
 from minunet.study.server import BODY_LIMIT, PageServer
 
 
-@pytest.fixture(scope="module")
-def server():
-    with PageServer(Explanation(Geometry(3), 4), transposed=False) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-
-
 def port_of(server):
     return int(server.url.rstrip("/").rpartition(":")[2])
 
