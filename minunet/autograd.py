@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import numbers
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet import memory
+from minunet import memory, parallel
 from minunet.backend import array_module, as_float
 from minunet.ops import arithmetic
+
+PROMISED = 2        # gradients of leaves that are not made yet, at most: each keeps arrays that its op had
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _kinks: ContextVar[list[Any] | None] = ContextVar("kinks", default=None)
@@ -191,26 +194,60 @@ class Tensor:
         return other
 
 
+class Arrival(NamedTuple):
+    """A gradient that has come to a leaf: of which op, at which of its inputs, and a list that alone refers to it."""
+
+    op: str
+    position: int
+    leaf: Tensor
+    gradient: list[Any]
+
+    @property
+    def promised(self) -> bool:
+        """Whether it may still have to be made."""
+        return isinstance(self.gradient[0], parallel.Promise)
+
+    def settle(self) -> None:
+        """Check it and add it to the leaf's."""
+        if self.promised:
+            self.gradient[0] = self.gradient[0].take()
+        _check_gradient(self.op, self.position, self.leaf, self.gradient[0])
+        _accumulate(self.leaf, self.gradient)
+
+
 def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
-    """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth)."""
+    """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth).
+
+    A backward may give a leaf a promise of its gradient (`parallel.later`). Leaves get theirs in the order of the walk.
+    """
     gradients: dict[Node, list[np.ndarray | None]] = {}
-    for result, dy in zip(results, dys):
+    arrivals: deque[Arrival] = deque()
+    for position, (result, dy) in enumerate(zip(results, dys)):
         if dy is not None and result._source is not None:
             _add_to(gradients, result._source, dy)
+        elif dy is not None and result.requires_grad:
+            arrivals.append(Arrival("walk", position, result, [dy]))
     users = _count_users(list(gradients))
-    for result, dy in zip(results, dys):
-        if dy is not None and result._source is None and result.requires_grad:
-            _accumulate(result, [dy], 0)
     del dys, dy
     ready = [node for node in gradients if users[node] == 0]
-    while ready:
-        node = ready.pop()
-        for parent, gradient in _pass(node, gradients.pop(node)):
-            _add_to(gradients, parent, gradient)
-            del gradient
-            users[parent.node] -= 1
-            if users[parent.node] == 0:
-                ready.append(parent.node)
+    with parallel.overlap():
+        _settle(arrivals)
+        while ready:
+            node = ready.pop()
+            for parent, gradient in _pass(node, gradients.pop(node), arrivals):
+                _add_to(gradients, parent, gradient)
+                del gradient
+                users[parent.node] -= 1
+                if users[parent.node] == 0:
+                    ready.append(parent.node)
+            _settle(arrivals, PROMISED)
+        _settle(arrivals)
+
+
+def _settle(arrivals: deque[Arrival], most: int = 0) -> None:
+    """Settle the first ones, until at most so many promises are left and one of them is the first."""
+    while arrivals and (not arrivals[0].promised or sum(arrival.promised for arrival in arrivals) > most):
+        arrivals.popleft().settle()
 
 
 def _add_to(gradients: dict[Node, list[np.ndarray | None]], output: Output, gradient: np.ndarray) -> None:
@@ -220,8 +257,8 @@ def _add_to(gradients: dict[Node, list[np.ndarray | None]], output: Output, grad
     parts[output.position] = gradient if before is None else before + gradient
 
 
-def _pass(node: Node, dys: list[np.ndarray | None]) -> list[tuple[Output, np.ndarray]]:
-    """Run one node's backward and free it; leaves get their gradient here, other parents' gradients are returned."""
+def _pass(node: Node, dys: list[np.ndarray | None], arrivals: deque[Arrival]) -> list[tuple[Output, np.ndarray]]:
+    """Run one node's backward and free it; leaves' gradients are put among the arrivals, the others returned."""
     backward, cache, parents = node.backward, node.cache, node.parents
     node.backward, node.cache, node.parents = None, None, ()
     assert backward is not None
@@ -234,15 +271,14 @@ def _pass(node: Node, dys: list[np.ndarray | None]) -> list[tuple[Output, np.nda
         got = len(gradients) if isinstance(gradients, (tuple, list)) else f"a {type(gradients).__name__}"
         raise ValueError(f"backward of {node.name}: must return a tuple of {len(parents)} gradients, one for each "
                          f"input; got {got}")
-    gradients = list(gradients)         # the only place that refers to an array that the backward has made
     onward = []
-    for position, parent in enumerate(parents):
-        if parent is not None:
-            _check_gradient(node.name, position, parent, gradients[position])
-            if isinstance(parent, Tensor):
-                _accumulate(parent, gradients, position)
-            else:
-                onward.append((parent, gradients[position]))
+    for position, (parent, gradient) in enumerate(zip(parents, gradients)):
+        if isinstance(parent, Tensor):
+            arrivals.append(Arrival(node.name, position, parent, [gradient]))
+        elif parent is not None:
+            gradient = gradient.take() if isinstance(gradient, parallel.Promise) else gradient
+            _check_gradient(node.name, position, parent, gradient)
+            onward.append((parent, gradient))
     return onward
 
 
@@ -272,23 +308,23 @@ def _check_gradient(name: str, position: int, parent: Output | Tensor, gradient:
                          f"as the input; got {got}")
 
 
-def _accumulate(leaf: Tensor, gradients: list[np.ndarray], position: int) -> None:
-    """Add the gradient at a position to the leaf's, which shares no memory: its owner may change it in place.
+def _accumulate(leaf: Tensor, gradient: list[np.ndarray]) -> None:
+    """Add the list's one gradient to the leaf's, which shares no memory: its owner may change it in place.
 
     A backward may return dy, an array of its cache, or one array for two inputs: such a gradient is copied. It becomes
     the leaf's as it stands only if it is no view and nothing but the list refers to it; views of it would, too.
     """
-    if type(gradients[position]) is not np.ndarray:
+    if type(gradient[0]) is not np.ndarray:
         xp = array_module(leaf.data)
-        leaf.grad = xp.array(gradients[position]) if leaf.grad is None else xp.asarray(leaf.grad + gradients[position])
+        leaf.grad = xp.array(gradient[0]) if leaf.grad is None else xp.asarray(leaf.grad + gradient[0])
     elif leaf.grad is not None:
-        leaf.grad = np.add(leaf.grad, gradients[position], out=memory.empty(leaf.shape, leaf.dtype))
-    elif (sys.getrefcount(gradients[position]) == 2         # the list, and the argument of this very call
-          and memory.is_whole(gradients[position]) and gradients[position].flags.writeable):
-        leaf.grad = gradients[position]
+        leaf.grad = np.add(leaf.grad, gradient[0], out=memory.empty(leaf.shape, leaf.dtype))
+    elif (sys.getrefcount(gradient[0]) == 2         # the list, and the argument of this very call
+          and memory.is_whole(gradient[0]) and gradient[0].flags.writeable):
+        leaf.grad = gradient[0]
     else:
         leaf.grad = memory.empty(leaf.shape, leaf.dtype)
-        leaf.grad[...] = gradients[position]
+        leaf.grad[...] = gradient[0]
 
 
 def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Callable[[Any], tuple] | None = None,
@@ -316,7 +352,8 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
 
     def op(*inputs: Any, **options: Any) -> Any:
         tensors = [i if i is None or isinstance(i, Tensor) else Tensor(i) for i in inputs]
-        result = forward(*(None if t is None else t.data for t in tensors), **options)
+        with parallel.sharing():
+            result = forward(*(None if t is None else t.data for t in tensors), **options)
         if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(f"{forward.__name__}: a forward must return y and its cache; got a "
                              f"{type(result).__name__}")

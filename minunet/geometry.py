@@ -16,8 +16,11 @@ IntOrPair = int | Sequence[int]
 
 def as_pair(value: IntOrPair, name: str, minimum: int) -> Pair:
     """An int or (height, width) as a pair of ints; a ValueError names the argument when it is neither."""
-    if type(value) is int and value >= minimum:     # by far the most often, and called a few hundred times a step
+    # by far the most often, and called a few hundred times a step
+    if type(value) is int and value >= minimum:
         return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= minimum:
+        return value
     values = (value, value) if isinstance(value, numbers.Integral) else value
     wanted = f"an int or a (height, width) pair of ints, each at least {minimum}"
     try:

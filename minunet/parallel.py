@@ -1,29 +1,63 @@
-"""Blocks of work on all cores: threads pull jobs from one list while BLAS is held to one thread each.
+"""Blocks of work on all cores: threads take jobs from shared lists, each with one thread of BLAS.
 
 NumPy releases the interpreter's lock inside its loops and products, so threads do run side by side. Jobs are cut by
 the shapes of arrays alone, never by the number of cores, so results do not depend on it.
+
+Between two runs all threads but the caller's would have nothing to do, and at the end of each they wait for the last
+job. So work whose result is needed much later, as a weight's gradient, can be put aside: `later` gives a promise of its
+result, and threads that find no job meanwhile make it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import count
 from typing import Any, TypeVar
 
 from threadpoolctl import LibController, ThreadpoolController
 
 from minunet.errors import UserError
 
+TURN = 3e-4         # s
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_local = threading.local()
-_holding = threading.Lock()      # held by the caller that has set BLAS's number of threads
-_team: tuple[threading.Lock, list[_Worker]] = threading.Lock(), []      # held by the caller that has them at work
+
+class _Thread(threading.local):
+    """What a thread is at: a job (calls from there stay in it), a promise (its runs come second), an `overlap`."""
+
+    in_job = in_promise = False
+    promises: list[Promise] | None = None               # made within `overlap`
+
+
+class _Team:
+    """What the threads of this process share. Lists change by single steps of the interpreter, so they need no lock."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+        self.runs: list[_Run] = []                      # whose jobs have not all been taken
+        self.background: list[_Run] = []                # those of promises
+        self.promises: deque[Promise] = deque()         # that nobody has begun
+        self.settings = threading.Lock()                # held by the caller that has made them those of `sharing`
+
+    def call(self, count: int) -> None:
+        """Wake so many workers, or make them."""
+        while len(self.workers) < count:
+            self.workers.append(_Worker(len(self.workers)))
+        for worker in self.workers[:count]:
+            worker.wake()
+
+
+_local = _Thread()
+_team = _Team()
 
 
 def threads() -> int:
@@ -39,137 +73,244 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
-    """function(job) for every job, in any order; the results in the jobs' order. An exception is raised here.
-
-    A single job, or a call from within a job, runs in the calling thread.
-    """
-    if getattr(_local, "inside", False):
-        return [function(job) for job in jobs]
-    workers = min(threads(), len(jobs))
-    if workers <= 1:
-        with _one_blas_thread():
-            return [function(job) for job in jobs]
-    results: list[Any] = [None] * len(jobs)
-    failed: list[BaseException] = []
-    waiting = iter(range(len(jobs)))            # advancing it is one step of the interpreter, so threads may share it
-
-    def work() -> None:
-        _local.inside = True
-        try:
-            for index in waiting:
-                results[index] = function(jobs[index])
-        except BaseException as error:
-            failed.append(error)
-            for index in waiting:               # nobody takes up another job
-                pass
-        finally:
-            _local.inside = False
-
-    with _one_blas_thread(), _others(workers - 1) as others:
-        try:
-            for other in others:                # in the caller's context: NumPy's errstate belongs to it
-                other.begin(partial(copy_context().run, work))
-            work()
-            for other in others:
-                other.wait()
-        finally:
-            for index in waiting:               # Ctrl-C: nobody goes on with these jobs
-                pass
-    try:
-        if failed:
-            raise failed[0]
-    finally:
-        failed.clear()                          # an exception that this frame refers to would never be freed
-    return results
-
-
 def slices(total: int, step: int) -> list[slice]:
     """0 .. total in slices of this step."""
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
+def run(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    """function(job) for every job, in any order; the results in the jobs' order. An exception is raised here.
+
+    A single job, or a call from within a job, runs in the calling thread.
+    """
+    if _local.in_job:
+        return [function(job) for job in jobs]
+    helpers = min(threads(), len(jobs)) - 1
+    with sharing():
+        if helpers <= 0:
+            return [function(job) for job in jobs]
+        shared, runs = _Run(function, jobs, helpers), _team.background if _local.in_promise else _team.runs
+        try:
+            runs.append(shared)
+            _team.call(helpers)
+            while shared.step():
+                pass
+        finally:
+            with suppress(ValueError):
+                runs.remove(shared)
+            shared.cancel()                             # Ctrl-C: nobody goes on with these jobs
+        _wait(shared.finished, _help_in_background)
+    return shared.result()
+
+
+class _Run:
+    """Jobs that the caller and some helpers take from one iterator."""
+
+    def __init__(self, function: Callable[[Any], Any], jobs: Sequence[Any], helpers: int):
+        self.helpers = helpers
+        self.finished = threading.Lock()                # open when the last job has ended
+        self.finished.acquire()
+        self._function: Any = function
+        self._jobs, self._context = jobs, copy_context()
+        self._results: list[Any] = [None] * len(jobs)
+        self._failed: list[BaseException] = []
+        self._waiting = iter(range(len(jobs)))          # advancing it is one step of the interpreter,
+        self._ended = count(1)                          # and so is this
+
+    def step(self) -> bool:
+        """Do a job, if one is left, in the caller's context: NumPy's errstate belongs to it."""
+        for index in self._waiting:
+            _local.in_job = True
+            try:
+                self._results[index] = self._context.copy().run(self._function, self._jobs[index])
+            except BaseException as error:
+                self._failed.append(error)
+                self.cancel()                           # nobody takes up another job
+            finally:
+                _local.in_job = False
+                self._end()
+            return True
+        return False
+
+    def cancel(self) -> None:
+        """Leave the jobs that nobody has begun."""
+        for _ in self._waiting:
+            self._end()
+
+    def result(self) -> list[Any]:
+        """All results, once; or the first exception, to which nothing here refers any more: it keeps its frames."""
+        try:
+            if self._failed:
+                raise self._failed[0]
+            return self._results
+        finally:
+            self._failed, self._results = [], []
+
+    def _end(self) -> None:
+        if next(self._ended) == len(self._results):
+            self._function, self._jobs = None, ()       # a helper may refer to this run for a little longer
+            self.finished.release()
+
+
+class Promise:
+    """A result that is made by a thread with nothing else to do, or at the latest when it is taken."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function: Callable[[], Any] | None = function
+        self._context = copy_context()
+        self._finished = threading.Lock()
+        self._finished.acquire()
+        self._result: Any = None
+        self._failed: BaseException | None = None
+
+    def take(self) -> Any:
+        """The result, once; or the exception that making it has raised."""
+        if self._begin():
+            self.make()
+        _wait(self._finished, lambda: _help_in_background() or _make_promise())
+        try:
+            if self._failed is not None:
+                raise self._failed
+            return self._result
+        finally:
+            self._result = self._failed = None
+
+    def forget(self) -> None:
+        """It is not needed any more; if somebody is making it, they go on."""
+        self._begin()
+
+    def make(self) -> None:
+        """By the thread that has taken it off the list."""
+        function, self._function = self._function, None
+        assert function is not None
+        before, _local.in_promise = _local.in_promise, True
+        try:
+            self._result = self._context.run(function)
+        except BaseException as error:
+            self._failed = error
+        finally:
+            _local.in_promise = before
+            del function                                # and all that it refers to, before somebody goes on
+            self._finished.release()
+
+    def _begin(self) -> bool:
+        """Take it off the list of those that nobody has begun."""
+        try:
+            _team.promises.remove(self)
+        except ValueError:
+            return False
+        return True
+
+
+def later(function: Callable[[], Any]) -> Any:
+    """Within `overlap`, a `Promise` of function(); elsewhere, and where one thread works alone, function() itself.
+
+    What function reads must stay as it is until the promise is taken.
+    """
+    if _local.promises is None or _local.in_job or threads() == 1:
+        return function()
+    promise = Promise(function)
+    _local.promises.append(promise)
+    _team.promises.append(promise)
+    _team.call(threads() - 1)
+    return promise
+
+
+@contextmanager
+def overlap() -> Iterator[None]:
+    """Within it `later` puts work aside. At its end, promises that nobody has taken are forgotten."""
+    before, _local.promises = _local.promises, []
+    try:
+        with sharing():
+            yield
+    finally:
+        for promise in _local.promises:
+            promise.forget()
+        _local.promises = before
+
+
 class _Worker:
-    """A thread that waits for work: two locks hand it over, in half the time that a pool of futures takes."""
+    """A thread that looks for work when its bell rings: a lock, which is open when it has rung."""
 
     def __init__(self, number: int):
-        self._begun, self._ended = threading.Lock(), threading.Lock()
-        self._begun.acquire()
-        self._ended.acquire()
-        self._work: Callable[[], None] | None = None
-        self._dismissed = False
+        self._number, self._bell = number, threading.Lock()
+        self._bell.acquire()
         threading.Thread(target=self._serve, name=f"minunet_{number}", daemon=True).start()
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Let it do this work, which must not raise."""
-        self._work = work
-        self._begun.release()
-
-    def wait(self) -> None:
-        """Until the work is done."""
-        self._ended.acquire()
-
-    def dismiss(self) -> None:
-        """Let its thread end, after its work if it has some."""
-        self._dismissed = True
-        with suppress(RuntimeError):            # it has yet to begin
-            self._begun.release()
+    def wake(self) -> None:
+        """Ring; a worker that is at work looks once more when it has done it."""
+        if self._bell.locked():
+            with suppress(RuntimeError):                # somebody else has rung just now
+                self._bell.release()
 
     def _serve(self) -> None:
         while True:
-            self._begun.acquire()
-            work, self._work = self._work, None
-            if work is not None:
-                work()
-            del work                            # and all that it refers to, before its caller goes on
-            if self._dismissed:
-                return
-            self._ended.release()
+            while self._work():
+                pass
+            self._bell.acquire()
+
+    def _work(self) -> bool:
+        """Do a job, first of the runs that somebody waits for, or make a promise; False if there was nothing to do."""
+        return any(self._number < run.helpers and run.step()
+                   for run in (*_team.runs, *_team.background)) or _make_promise()
 
 
-@contextmanager
-def _others(count: int) -> Iterator[list[_Worker]]:
-    """So many workers, or none while another caller has them."""
-    lock, workers = _team
-    if not lock.acquire(blocking=False):
-        yield []
-        return
+def _help_in_background() -> bool:
+    """Do a job of a promise's run, if there is one."""
+    return any(run.step() for run in (*_team.background,))
+
+
+def _make_promise() -> bool:
+    """Make the first promise that nobody has begun, if there is one."""
     try:
-        while len(workers) < count:
-            workers.append(_Worker(len(workers)))
-        yield workers[:count]
-    except BaseException:                       # Ctrl-C while they were at work: nobody knows who has ended
-        for worker in workers:
-            worker.dismiss()
-        workers.clear()
-        raise
-    finally:
-        lock.release()
+        _team.promises.popleft().make()
+    except IndexError:
+        return False
+    return True
 
 
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """BLAS is held to one thread: its number of threads decides the order of its sums.
+def _wait(finished: threading.Lock, other_work: Callable[[], bool]) -> None:
+    """Until the lock is open; meanwhile, do other work as long as there is some."""
+    while not finished.acquire(blocking=False):
+        if not other_work():
+            finished.acquire()
+            return
 
-    That number belongs to the whole process. While one caller holds it, callers from other threads leave it alone: if
-    each restored what it had met, BLAS could stay at one thread.
+
+class sharing:
+    """Within it two settings of the process are those for threads that share work.
+
+    BLAS is held to one thread, because its number of threads decides the order of its sums. And a thread that waits for
+    the interpreter insists on it after TURN: between NumPy's calls the others have it so shortly that it may miss it
+    again and again, until that time is over.
+
+    While one caller holds the settings, callers from other threads leave them alone: if each restored what it had met,
+    BLAS could stay at one thread. Setting them takes 3 µs and more: whoever calls `run` several times holds them over
+    all of them.
     """
-    holding = _holding
-    if not holding.acquire(blocking=False):
-        yield
-        return
-    libraries: list[tuple[LibController, int]] = []
-    try:
-        libraries = [(library, library.get_num_threads()) for library in _blas()]
-        for library, _ in libraries:
-            library.set_num_threads(1)
-        yield
-    finally:
-        try:
-            for library, before in libraries:
-                library.set_num_threads(before)
-        finally:
-            holding.release()
+
+    def __enter__(self) -> None:
+        self._holding = _team.settings if _team.settings.acquire(blocking=False) else None
+        self._before: list[tuple[LibController, int]] = []
+        if self._holding is not None:
+            try:
+                self._turn = sys.getswitchinterval()
+                self._before = [(library, library.get_num_threads()) for library in _blas()]
+                sys.setswitchinterval(TURN)
+                for library, _ in self._before:
+                    library.set_num_threads(1)
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._holding is not None:
+            try:
+                for library, before in self._before:
+                    library.set_num_threads(before)
+                sys.setswitchinterval(self._turn)
+            finally:
+                self._holding.release()
 
 
 @lru_cache(maxsize=1)
@@ -180,9 +321,8 @@ def _blas() -> list[LibController]:
 
 def _after_fork() -> None:
     """A forked process has none of the threads, so nobody will finish their work or release their lock."""
-    global _holding, _team
-    _holding, _team = threading.Lock(), (threading.Lock(), [])
-    _local.inside = False                       # the copy may have been made within a job
+    global _local, _team
+    _local, _team = _Thread(), _Team()              # the copy may have been made within a job
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,21 +2,29 @@
 
 import gc
 import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 import weakref
-from pathlib import Path
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from minunet import ConvMatrix, Geometry, parallel
 from minunet.errors import UserError
+from tests.workers import (
+    WAIT,
+    blas_threads,
+    interrupt_the_main_thread_when_it_waits,
+    interrupts,
+    meet,
+    nothing_is_left,
+    run_script,
+    two_blas_threads,
+    wait_for,
+)
 
-ROOT = Path(__file__).parents[1]
 COUNTS = pytest.mark.parametrize("count", [1, 2, 3])
 
 
@@ -26,24 +34,11 @@ def use(monkeypatch):
     return lambda count: monkeypatch.setenv("MINUNET_NUM_THREADS", str(count))
 
 
-def blas_threads():
-    return max(info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas")
-
-
 @pytest.fixture
 def blas():
     """BLAS with two threads, whatever the machine has; after the test they are still two."""
-    with threadpool_limits(2, "blas"):
-        if blas_threads() != 2:
-            pytest.skip("this BLAS has no two threads")
+    with two_blas_threads():
         yield
-        assert blas_threads() == 2
-
-
-def meet(parties):
-    """A job that ends when as many threads as parties are at work, each in a job."""
-    barrier = threading.Barrier(parties)
-    return lambda job: (barrier.wait(10), threading.get_ident())[1]
 
 
 @COUNTS
@@ -190,22 +185,44 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_thread_that_an_interrupted_caller_left_at_work_is_not_used_again(use):
+@interrupts
+def test_an_interrupted_caller_goes_on_without_the_thread_that_it_left_at_work(use):
     use(2)
     both, go = threading.Barrier(2), threading.Event()
 
     def job(number):
-        both.wait(10)
+        both.wait(WAIT)
         if threading.current_thread() is not threading.main_thread():
-            go.wait(10)
+            interrupt_the_main_thread_when_it_waits()
+            go.wait(WAIT)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(parallel._Worker, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         parallel.run(job, range(2))
     try:
-        assert len(set(parallel.run(meet(2), range(2)))) == 2
+        assert not parallel._team.runs
+        assert set(parallel.run(lambda job: threading.get_ident(), range(5))) == {threading.get_ident()}
     finally:
         go.set()
+    assert len(set(parallel.run(meet(2), range(2)))) == 2   # it is there again
+
+
+@interrupts
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupt_in_a_job_of_the_caller_is_carried_out(use, count):
+    use(count)
+    both, done = threading.Barrier(count), []
+
+    def job(number):
+        if number < count:
+            both.wait(WAIT)
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        parallel.run(job, range(2))
+    assert nothing_is_left() and len(done) == count - 1
+    assert len(set(parallel.run(meet(count), range(count)))) == count
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -214,37 +231,125 @@ def test_blas_has_one_thread_after_a_caller_was_interrupted_before_its_jobs(use,
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parallel, "_blas", interrupt)
         parallel.run(abs, range(4))
-    try:
-        assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
-    finally:
-        parallel._holding = threading.Lock()
+    assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
 
 
 def test_an_interrupted_caller_leaves_no_jobs_behind(use):
     use(2)
-    begin, done = parallel._Worker.begin, []
+    call, begun, go, left, done = parallel._Team.call, threading.Event(), threading.Event(), [], []
 
-    def begin_and_interrupt(worker, work):
-        begin(worker, work)
+    def call_and_interrupt(team, count):
+        call(team, count)
+        wait_for(begun)                                     # another thread is at work
+        left.extend(team.runs)
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(parallel._Worker, "begin", begin_and_interrupt)
-        parallel.run(lambda job: (time.sleep(0.02), done.append(job)), range(10))
-    time.sleep(0.3)
-    assert len(done) <= 1
+    def job(number):
+        begun.set()
+        go.wait(WAIT)
+        done.append(number)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(parallel._Team, "call", call_and_interrupt)
+            parallel.run(job, range(10))
+        assert not parallel._team.runs
+        assert len(left) == 1 and not left[0].step()        # nor has a thread that had found them before
+    finally:
+        go.set()
+    parallel.run(meet(2), range(2))                         # the other has ended its job
+    assert done == [0]
 
 
 def test_interrupted_callers_leave_no_threads(use):
     use(2)
     parallel.run(abs, range(2))
-    before, wait = threading.active_count(), parallel._Worker.wait
+    before, wait = threading.active_count(), parallel._wait
     for _ in range(3):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(parallel._Worker, "wait", lambda worker: (wait(worker), interrupt()))
+            patch.setattr(parallel, "_wait", lambda *arguments: (wait(*arguments), interrupt()))
             parallel.run(abs, range(2))
-    time.sleep(0.05)
-    assert threading.active_count() <= before
+    assert threading.active_count() == before and nothing_is_left()
+
+
+# who joins
+
+def test_only_as_many_threads_join_a_run_as_were_asked_for(use):
+    use(4)
+    parallel.run(meet(4), range(4))
+
+    def job(number):
+        for worker in parallel._team.workers:               # all are awake and look for work
+            worker.wake()
+        time.sleep(0.001)
+        return threading.get_ident()
+
+    use(2)
+    assert len(set(parallel.run(job, range(100)))) <= 2
+
+
+def test_threads_are_woken_every_time(use):
+    use(3)
+    for _ in range(300):
+        assert len(set(parallel.run(meet(3), range(3)))) == 3
+
+
+def test_a_thread_is_woken_that_found_nothing_just_now(use):
+    """Its bell rings between its last look and its sleep."""
+    use(2)
+    parallel.run(meet(2), range(2))
+    work, looked, published = parallel._Worker._work, threading.Event(), threading.Event()
+
+    def look_and_dawdle(worker):
+        found = work(worker)
+        if not found and worker is parallel._team.workers[0]:
+            looked.set()
+            published.wait(WAIT)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel._Worker, "_work", look_and_dawdle)
+        parallel._team.workers[0].wake()
+        wait_for(looked)
+        both = threading.Barrier(2)
+
+        def job(number):
+            published.set()
+            both.wait(WAIT)
+
+        parallel.run(job, range(2))
+
+
+# memory
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_run_referred_to_is_free_when_it_returns(use, fails):
+    """Also while another thread still refers to the run."""
+    def attempt():
+        array, jobs, runs, results = np.ones(10), list(np.ones((2, 10))), [], []
+
+        def job(addend, array=array):
+            runs.extend(parallel._team.runs)
+            both.wait(WAIT)
+            result = addend + array
+            results.append(weakref.ref(result))
+            if fails:
+                raise ZeroDivisionError
+            return result
+
+        with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+            parallel.run(job, jobs)
+        return runs, [*map(weakref.ref, [array, *jobs]), *results]
+
+    use(2)
+    both = threading.Barrier(2)
+    gc.collect()
+    gc.disable()
+    try:
+        runs, seen = attempt()
+        assert runs and [s() for s in seen] == [None] * 5
+    finally:
+        gc.enable()
 
 
 # BLAS's own threads
@@ -303,14 +408,6 @@ def test_products_have_the_same_bits_with_any_number_of_threads(use, dtype, batc
 
 
 # other processes
-
-def run_script(code):
-    """What a fresh interpreter prints, with two threads for jobs and two for BLAS."""
-    environment = {**os.environ, "MINUNET_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.stderr, done.returncode) == ("", 0)
-    return done.stdout
-
 
 OVERLAP = """
 import threading

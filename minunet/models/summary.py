@@ -145,7 +145,9 @@ def _most(steps: list[_Step]) -> int:
             kept += 2 * _bytes(results[step.block])             # and its gradient, until all of the block is passed
         dxs = {id(x): _bytes(x) for x in step.inputs if id(x) not in images}
         gradients += step.parameters
-        work = max(step.work.weight_grad, sum(dxs.values()) + step.work.transposed)
+        # the weights' gradient may be made by other threads meanwhile
+        together = sum if parallel.threads() > 1 else max
+        work = together((step.work.weight_grad, sum(dxs.values()) + step.work.transposed))
         most = max(most, kept + gradients + sum(passed.values()) + step.inner + work)
         passed.pop(id(step.output), None)
         passed |= dxs

@@ -21,7 +21,7 @@ from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops import norm
 from minunet.ops import pool as pooling
-from minunet.ops.conv import check_images, image_gradients
+from minunet.ops.conv import check_images, image_gradients, weight_gradient
 from minunet.ops.rows import count_rows, in_blocks
 
 Arrays = tuple[np.ndarray, ...]
@@ -108,7 +108,8 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...]) -> tu
         dz, dgamma, dbeta = norm.batch_norm_backward(dy, normalised)
     else:
         dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)
-    return A.weight_grad(xs, dz) if needs[0] else None, dgamma, dbeta, *image_gradients(A, xs, dz, needs[3:])
+    dw = weight_gradient(A, xs, dz) if needs[0] else None
+    return dw, dgamma, dbeta, *image_gradients(A, xs, dz, needs[3:])
 
 
 def fold(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Arrays:

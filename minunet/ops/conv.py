@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import same_dtype
+from minunet import memory, parallel
+from minunet.backend import on_gpu, same_dtype
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops.activation import relu_backward
 from minunet.ops.sums import channel_sum
 
 Gradients = tuple[np.ndarray | None, ...]
+
+COLUMNS = 256               # of a linear layer's product that are one job
 
 
 class Convolved(NamedTuple):
@@ -59,13 +62,14 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
     A, xs, y = cache
     if y is not None:
         dy, = relu_backward(dy, y)
+    dw = weight_gradient(A, xs, dy) if needs[1] else None
     dx, *more = image_gradients(A, xs, dy, (needs[0], *needs[3:]))
-    return (
-        dx,
-        A.weight_grad(xs, dy) if needs[1] else None,
-        channel_sum(dy) if needs[2] else None,
-        *more,
-    )
+    return dx, dw, channel_sum(dy) if needs[2] else None, *more
+
+
+def weight_gradient(A: ConvMatrix, xs: Any, y: Any) -> Any:
+    """A.weight_grad(xs, y); on the CPU it may be put aside: no other op needs it."""
+    return A.weight_grad(xs, y) if on_gpu(A.weight) else parallel.later(lambda: A.weight_grad(xs, y))
 
 
 def image_gradients(A: ConvMatrix, xs: tuple[np.ndarray, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
@@ -89,11 +93,8 @@ def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, 
 def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
     """<dy, Aᵀ x> = <A dy, x>, so dx = A dy. As a function of w, <x, A dy> has the gradient weight_grad(dy, x)."""
     A, x = cache
-    return (
-        A @ dy if needs[0] else None,
-        A.weight_grad(dy, x) if needs[1] else None,
-        channel_sum(dy) if needs[2] else None,
-    )
+    dw = weight_gradient(A, dy, x) if needs[1] else None
+    return A @ dy if needs[0] else None, dw, channel_sum(dy) if needs[2] else None
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
@@ -102,7 +103,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> tuple[n
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"linear: x must be (N, C) and weight (C, F); x is {x.shape}, weight is {w.shape}")
     _check_bias("linear", b, w.shape[1])
-    y = x @ w
+    y = _product(x, w)
     if b is not None:
         y += b
     return y, (x, w)
@@ -112,10 +113,19 @@ def linear_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True,
     """<dy, x W> = <dy Wᵀ, x> = <xᵀ dy, W>: dx = dy Wᵀ, dw = xᵀ dy, db = Σ dy over the batch."""
     x, w = cache
     return (
-        dy @ w.T if needs[0] else None,
-        x.T @ dy if needs[1] else None,
+        _product(dy, w.T) if needs[0] else None,
+        _product(x.T, dy) if needs[1] else None,
         channel_sum(dy) if needs[2] else None,
     )
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b, a few columns of it a job."""
+    if on_gpu(a):
+        return a @ b
+    y = memory.empty((len(a), b.shape[1]), a.dtype)
+    parallel.run(lambda part: np.matmul(a, b[:, part], out=y[:, part]), parallel.slices(b.shape[1], COLUMNS))
+    return y
 
 
 def check_images(name: str, xs: tuple[np.ndarray, ...], w: np.ndarray, b: np.ndarray | None) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minunet import Tensor, functional, gradcheck
+from minunet.ops import conv
 from tests import naive
 from tests.checks import assert_close, assert_keeps_float32, assert_refuses_mixed_dtypes, run
 from tests.peers import PRECISIONS, assert_equals_torch, first, kernel, last
@@ -119,6 +120,17 @@ def test_float32_stays_float32(f, shapes):
 @SHAPES
 def test_mixed_dtypes_are_refused(f, shapes):
     assert_refuses_mixed_dtypes(f, *shapes)
+
+
+def test_a_wide_linear_layer_is_cut_into_columns(monkeypatch):
+    """Into pieces that do not divide it: values and gradients."""
+    monkeypatch.setattr(conv, "COLUMNS", 5)
+    rng = np.random.default_rng(0)
+    x, w, b, dy = (rng.standard_normal(shape) for shape in ((4, 13), (13, 11), (11,), (4, 11)))
+    y, cache = conv.linear(x, w, b)
+    assert_close(y, x @ w + b, 1e-13)
+    for a, expected in zip(conv.linear_backward(dy, cache), (dy @ w.T, x.T @ dy, dy.sum(0)), strict=True):
+        assert_close(a, expected, 1e-13)
 
 
 def test_a_transposed_convolution_with_one_weight_undoes_the_sizes_of_the_convolution():

@@ -1,0 +1,573 @@
+"""Promises: who makes them and when, exceptions, what is forgotten, several callers, forks, interrupts, memory."""
+
+import contextvars
+import gc
+import os
+import signal
+import threading
+import weakref
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+
+from minunet import parallel
+from tests.workers import (
+    WAIT,
+    all_busy,
+    blas_threads,
+    interrupt_the_main_thread_when_it_waits,
+    interrupts,
+    meet,
+    nothing_is_left,
+    run_script,
+    two_blas_threads,
+    wait_for,
+)
+
+MAKERS = pytest.mark.parametrize("maker", ["taker", "other"])
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Set the number of threads."""
+    return lambda count: monkeypatch.setenv("MINUNET_NUM_THREADS", str(count))
+
+
+@pytest.fixture
+def blas():
+    """BLAS with two threads, whatever the machine has; after the test they are still two."""
+    with two_blas_threads():
+        yield
+
+
+@pytest.fixture
+def no_collector():
+    """Memory returns by reference count, or not at all."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@contextmanager
+def promised(function, maker):
+    """A promise that another thread has begun, or that nobody but the taker can make."""
+    with all_busy() as release:
+        begun = threading.Event()
+        promise = parallel.later(partial(_begin, begun, function))
+        del function                                        # the promise alone refers to it
+        if maker == "other":
+            release(1)
+            wait_for(begun)
+        yield promise
+
+
+def _begin(begun, function):
+    begun.set()
+    return function()
+
+
+# who makes it
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("step", [1, -1, 3])
+def test_promises_are_taken_in_any_order(use, count, step):
+    use(count)
+    results = [0, None, 2, None, 4, None, 6, None]
+    with parallel.overlap():
+        promises = [parallel.later(lambda result=result: result) for result in results]
+        order = sorted(range(8), key=lambda i: i * step % 8)
+        taken = {i: promises[i] if count == 1 else promises[i].take() for i in order}
+    assert [taken[i] for i in range(8)] == results and nothing_is_left()
+
+
+def test_another_thread_makes_it_while_the_caller_is_busy_outside_a_run(use):
+    use(2)
+    with parallel.overlap():
+        for _ in range(100):
+            made = threading.Event()
+            promise = parallel.later(lambda: (made.set(), threading.get_ident())[1])
+            wait_for(made)
+            assert promise.take() != threading.get_ident()
+
+
+def test_all_other_threads_make_promises_at_the_same_time(use):
+    use(4)
+    together = threading.Barrier(4)
+    with parallel.overlap():
+        promises = [parallel.later(lambda: (together.wait(WAIT), threading.get_ident())[1]) for _ in range(3)]
+        together.wait(WAIT)
+        assert len({threading.get_ident(), *(promise.take() for promise in promises)}) == 4
+
+
+def test_the_taker_makes_what_nobody_has_begun():
+    with all_busy():
+        promises = [parallel.later(threading.get_ident) for _ in range(3)]
+        for left in (2, 1, 0):
+            assert promises[left].take() == threading.get_ident()
+            assert [*parallel._team.promises] == promises[:left]        # it makes no other
+
+
+def test_the_taker_makes_another_promise_while_it_waits():
+    with all_busy() as release:
+        begun, made = threading.Event(), threading.Event()
+        first = parallel.later(lambda: (begun.set(), made.wait(WAIT))[1])
+        release(1)
+        wait_for(begun)
+        second = parallel.later(lambda: (made.set(), threading.get_ident())[1])     # nobody else can make it
+        assert first.take() and second.take() == threading.get_ident()
+
+
+def test_the_taker_helps_with_the_runs_of_a_promise_that_another_makes():
+    """A run with as many jobs as there are threads, of which each waits for all others."""
+    with all_busy() as release:
+        count = len(parallel._team.workers)
+        begun, job = threading.Event(), meet(count + 1)
+        promise = parallel.later(lambda: parallel.run(lambda number: (begun.set(), job(number))[1], range(count + 1)))
+        release(count)
+        wait_for(begun)
+        assert threading.get_ident() in promise.take()
+
+
+def test_who_waits_for_the_last_job_of_a_run_helps_with_the_runs_of_promises():
+    with all_busy(2) as release:
+        seats = len(parallel._team.workers) + 1
+        begun, joined, made, together = *(threading.Event() for _ in range(3)), meet(2)
+
+        def background(number):
+            begun.set()
+            return together(number) if number < 2 else None
+
+        def last_of_all(number):
+            if number == 0:                                 # of the caller
+                release(1)
+                wait_for(joined)
+            if number == 1:                                 # of another, until the promise has been made
+                joined.set()
+                wait_for(made)
+
+        promise = parallel.later(lambda: (parallel.run(background, range(seats)), made.set())[0])
+        release(1)
+        wait_for(begun)
+        parallel.run(last_of_all, range(seats))
+        assert threading.get_ident() in promise.take()
+
+
+def test_runs_that_somebody_waits_for_come_before_those_of_promises_and_these_before_promises():
+    """All three are there when one worker goes on, and does all of it. What comes first was the last to be given."""
+    with all_busy() as release:
+        seats = len(parallel._team.workers) + 1
+        order, all_done, begun = [], threading.Event(), threading.Event()
+
+        def do(what, number=1):
+            if number == 0:                                 # of the caller of a run, who does no other
+                if what == "foreground":
+                    release(1)
+                begun.set()
+                wait_for(all_done)
+                return
+            order.append(what)
+            if len(order) == 2 * seats + 1:
+                all_done.set()
+
+        def other_caller():
+            with parallel.overlap():
+                parallel.later(lambda: parallel.run(partial(do, "background"), range(seats + 1))).take()
+
+        thread = threading.Thread(target=other_caller)
+        thread.start()
+        wait_for(begun)
+        promise = parallel.later(partial(do, "promise"))
+        parallel.run(partial(do, "foreground"), range(seats + 1))
+        thread.join(WAIT)
+        promise.take()
+    assert order == ["foreground"] * seats + ["background"] * seats + ["promise"]
+
+
+# called at once
+
+def test_elsewhere_a_function_is_called_at_once(use):
+    def at_once():
+        return parallel.later(threading.get_ident) == threading.get_ident()
+
+    use(2)
+    assert at_once()                                        # outside
+    with parallel.overlap():
+        assert not at_once()
+        assert parallel.run(lambda job: at_once(), range(4)) == [True] * 4
+        other = []
+        thread = threading.Thread(target=lambda: other.append(at_once()))      # which is in no `overlap`
+        thread.start()
+        thread.join(WAIT)
+        assert other == [True]
+        use(1)
+        assert at_once()                                    # nobody else is there
+    use(2)
+    assert at_once() and nothing_is_left()
+
+
+def test_the_exception_of_what_is_called_at_once_comes_at_once(use):
+    use(1)
+    with parallel.overlap(), pytest.raises(ZeroDivisionError):
+        parallel.later(lambda: 1 / 0)
+
+
+# exceptions
+
+@MAKERS
+@pytest.mark.parametrize("error", [ZeroDivisionError, IndexError, KeyboardInterrupt, SystemExit])
+def test_an_exception_comes_out_where_the_promise_is_taken(maker, error):
+    def fail():
+        raise error("once")
+
+    with promised(fail, maker) as promise:
+        with pytest.raises(error, match="once"):
+            promise.take()
+        assert not parallel._team.promises
+    with all_busy():                                        # no worker has ended
+        pass
+
+
+@MAKERS
+def test_an_exception_of_a_promises_run_comes_out_where_it_is_taken(maker):
+    with promised(lambda: parallel.run({}.__getitem__, range(5)), maker) as promise, pytest.raises(KeyError):
+        promise.take()
+    assert nothing_is_left()
+
+
+@MAKERS
+@pytest.mark.parametrize("fail", [lambda array: array.no_such_name,
+                                  lambda array: parallel.run(lambda job: array.no_such_name, range(3))])
+def test_an_exception_keeps_no_memory(maker, fail, no_collector):
+    def attempt():
+        array = np.ones(10)
+        with promised(partial(fail, array), maker) as promise, pytest.raises(AttributeError):
+            promise.take()
+        return weakref.ref(array)
+
+    assert attempt()() is None
+
+
+# the end
+
+def test_a_promise_that_nobody_has_taken_is_forgotten():
+    made = []
+    with all_busy():
+        with parallel.overlap():
+            for number in range(3):
+                promise = parallel.later(partial(made.append, number))
+        assert not parallel._team.promises
+        del promise
+    assert nothing_is_left() and made == []
+
+
+def test_after_an_exception_promises_are_forgotten():
+    made = []
+    with all_busy():
+        with pytest.raises(KeyError), parallel.overlap():
+            parallel.later(partial(made.append, 0))
+            raise KeyError
+        assert not parallel._team.promises
+    assert nothing_is_left() and made == []
+
+
+def test_a_promise_that_is_being_made_at_the_end_is_made():
+    ended, made = threading.Event(), threading.Event()
+    with promised(lambda: (ended.wait(WAIT), made.set()), "other"):
+        pass
+    assert not made.is_set()
+    ended.set()
+    wait_for(made)
+    assert nothing_is_left()
+
+
+def test_an_overlap_within_another_forgets_its_own_promises():
+    made = []
+    with all_busy():
+        with parallel.overlap():
+            outer = parallel.later(lambda: "outer")
+            with parallel.overlap():
+                inner = parallel.later(lambda: "inner")
+                parallel.later(partial(made.append, "forgotten"))
+                assert inner.take() == "inner"
+            after = parallel.later(lambda: "after")
+            assert len(parallel._team.promises) == 2
+            assert (after.take(), outer.take()) == ("after", "outer")
+        assert not parallel._team.promises
+    assert made == []
+
+
+def test_an_overlap_ends_in_the_thread_that_it_began_in(use):
+    use(2)
+    inside, end = threading.Barrier(2), threading.Event()
+
+    def other():
+        with parallel.overlap():
+            inside.wait(WAIT)
+            wait_for(end)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with parallel.overlap():
+        inside.wait(WAIT)
+        promise = parallel.later(lambda: 5)
+        end.set()
+        thread.join(WAIT)
+        assert isinstance(promise, parallel.Promise) and promise.take() == 5
+        assert isinstance(parallel.later(lambda: 6), parallel.Promise)
+    assert parallel.later(lambda: 7) == 7
+
+
+# the caller's context
+
+@MAKERS
+def test_a_promise_is_made_in_the_context_in_which_it_was_given(maker):
+    def errstate(job=None):
+        return np.float64(1) / np.zeros(2), np.geterr()["divide"]
+
+    with all_busy() as release:
+        with np.errstate(divide="ignore"):
+            promise = parallel.later(lambda: [errstate(), *parallel.run(errstate, range(3))])
+        begun = threading.Event()
+        parallel.later(begun.set)
+        if maker == "other":
+            release(1)
+            wait_for(begun)
+        assert np.geterr()["divide"] != "ignore"
+        assert [found[1] for found in promise.take()] == ["ignore"] * 4
+
+
+@MAKERS
+def test_what_a_promise_sets_in_its_context_stays_there(maker):
+    variable = contextvars.ContextVar("variable", default="before")
+    with promised(lambda: variable.set("within"), maker) as promise:
+        promise.take()
+        assert variable.get() == "before"
+
+
+# BLAS's own threads
+
+@MAKERS
+def test_blas_has_one_thread_within_overlap_and_its_own_afterwards(maker, blas):
+    with parallel.overlap():
+        assert blas_threads() == 1
+        with parallel.overlap():
+            assert blas_threads() == 1
+        parallel.run(abs, range(4))
+        assert blas_threads() == 1
+    assert blas_threads() == 2
+    with promised(blas_threads, maker) as promise:
+        assert promise.take() == 1
+    assert blas_threads() == 2
+    with promised(lambda: parallel.run(lambda job: blas_threads(), range(4)), maker) as promise:
+        assert promise.take() == [1, 1, 1, 1]
+
+
+@MAKERS
+def test_blas_has_its_own_threads_after_an_exception(maker, blas):
+    with pytest.raises(KeyError), parallel.overlap():
+        raise KeyError
+    assert blas_threads() == 2
+    with pytest.raises(KeyError), promised(lambda: {}["key"], maker) as promise:
+        promise.take()
+    assert blas_threads() == 2
+    with pytest.raises(KeyError), promised(lambda: parallel.run({}.__getitem__, range(5)), maker) as promise:
+        promise.take()
+
+
+# several callers
+
+def in_threads(*callers):
+    """What the callers return, each in a thread of its own."""
+    results = [None] * len(callers)
+
+    def call(number):
+        results[number] = callers[number]()
+
+    threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(len(callers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(4 * WAIT)
+        assert not thread.is_alive()
+    return results
+
+
+def test_callers_from_several_threads_get_their_own_results(use, blas):
+    def caller(name):
+        found = []
+        for number in range(30):
+            with parallel.overlap():
+                promises = [parallel.later(lambda i=i: parallel.run(lambda job: (name, number, i, job), range(3)))
+                            for i in range(3)]
+                found += parallel.run(lambda job: (name, number, job), range(4))
+                found += [promise.take() for promise in promises[::-1]]
+        return found
+
+    def expected(name):
+        return [one for number in range(30) for one in (
+            *((name, number, job) for job in range(4)),
+            *([(name, number, i, job) for job in range(3)] for i in (2, 1, 0)))]
+
+    use(3)
+    assert in_threads(*(partial(caller, name) for name in range(4))) == [expected(name) for name in range(4)]
+    assert nothing_is_left()
+
+
+KINDS = ["run", "run", "promises", "promises", "overlap"]
+
+
+def grow(rng, depth):
+    """Something to compute: a leaf is a number, others have parts."""
+    kind = KINDS[rng.integers(len(KINDS))] if depth else "leaf"
+    if kind == "leaf":
+        return kind, int(rng.integers(1, 500))
+    return kind, [grow(rng, int(rng.integers(depth))) for _ in range(rng.integers(1, 6))]
+
+
+def compute(tree):
+    """A number; some leaves fail, and what has such a part is -1 (which of them fails first depends on threads)."""
+    kind, parts = tree
+    if kind == "leaf":
+        if parts % 29 == 0:
+            raise ArithmeticError
+        return int(np.arange(parts).sum())
+    try:
+        if kind == "overlap":
+            with parallel.overlap():
+                return compute(("promises", parts))
+        if kind == "promises":
+            promises = [parallel.later(partial(compute, part)) for part in parts]
+            found = [promise.take() if isinstance(promise, parallel.Promise) else promise for promise in promises]
+        else:
+            found = parallel.run(compute, parts)
+    except ArithmeticError:
+        return -1
+    return sum(number * value for number, value in enumerate(found, 1))
+
+
+@pytest.mark.parametrize("callers", [1, 3])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_nested_runs_and_promises_give_what_one_thread_gives(use, blas, count, callers):
+    rng = np.random.default_rng(count)
+    trees = [("overlap", [grow(rng, depth % 5) for _ in range(4)]) for depth in range(60)]
+    use(1)
+    expected = [compute(tree) for tree in trees]
+    assert -1 in expected and len(set(expected)) > 20
+    use(count)
+    for results in in_threads(*[lambda: [compute(tree) for tree in trees]] * callers):
+        assert results == expected
+    assert nothing_is_left()
+
+
+# other processes
+
+FORK = """
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)         # Python 3.12 and later warn of forks beside threads
+from minunet import parallel
+
+def work():
+    with parallel.overlap():
+        begun = threading.Event()
+        promise = parallel.later(lambda: (begun.set(), parallel.run(abs, [-1, -2, -3]))[1])
+        return begun.wait(30) and promise.take() == [1, 2, 3]
+
+def child_ends_well(child):
+    if child == 0:
+        os._exit(not (parallel.later(lambda: 7) == 7 and work()))
+    return os.waitpid(child, 0)[1] == 0
+
+assert work()
+assert child_ends_well(os.fork())
+with parallel.overlap():
+    begun, go = threading.Event(), threading.Event()
+    first = parallel.later(lambda: (begun.set(), go.wait(30)))
+    assert begun.wait(30)
+    second = parallel.later(lambda: child_ends_well(os.fork()))     # made by the taker
+    third = parallel.later(lambda: 3)
+    assert child_ends_well(os.fork())                       # beside promises that others make or nobody has begun
+    assert second.take() and third.take() == 3
+    go.set()
+    first.take()
+assert work() and child_ends_well(os.fork())
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_promises_of_its_own():
+    assert run_script(FORK) == "done\n"
+
+
+def test_an_interpreter_ends_while_a_promise_is_made():
+    assert run_script("""
+import threading
+from minunet import parallel
+
+begun = threading.Event()
+with parallel.overlap():
+    parallel.later(lambda: (begun.set(), threading.Event().wait(60)))
+    parallel.later(lambda: print("forgotten"))
+    print(begun.wait(30))
+""") == "True\n"
+
+
+# interrupted
+
+@interrupts
+def test_an_interrupted_taker_leaves_nothing_behind(blas):
+    made = []
+
+    def make():
+        interrupt_the_main_thread_when_it_waits()
+        made.extend(parallel.run(abs, range(3)))
+
+    with pytest.raises(KeyboardInterrupt), promised(make, "other") as promise:
+        promise.take()
+    assert nothing_is_left() and made == [0, 1, 2]          # who was at it has gone on
+    with promised(threading.get_ident, "other") as promise:
+        assert promise.take() != threading.get_ident()
+
+
+@interrupts
+def test_an_interrupt_while_the_taker_makes_a_promise_comes_out():
+    with promised(lambda: signal.raise_signal(signal.SIGINT), "taker") as promise, pytest.raises(KeyboardInterrupt):
+        promise.take()
+    assert nothing_is_left()
+
+
+# memory
+
+@MAKERS
+def test_what_a_promise_referred_to_is_free_when_it_has_been_taken(maker, no_collector):
+    """Also while somebody still refers to the promise."""
+    array = np.ones(10)
+    with promised(partial(np.add, array, 1), maker) as promise:
+        seen = weakref.ref(array)
+        del array
+        result = weakref.ref(promise.take())
+        assert seen() is None and result() is None
+
+
+@MAKERS
+def test_a_promises_run_keeps_nothing_when_it_has_been_taken(maker, no_collector):
+    array, jobs = np.ones(10), list(np.ones((3, 10)))
+    seen = [*map(weakref.ref, [array, *jobs])]
+    with promised(partial(parallel.run, partial(np.add, array), jobs), maker) as promise:
+        del array, jobs
+        results = [*map(weakref.ref, promise.take())]
+        assert not any(s() is not None for s in (*seen, *results))
+
+
+def test_what_a_forgotten_promise_referred_to_is_free(no_collector):
+    array = np.ones(10)
+    seen = weakref.ref(array)
+    with all_busy():
+        with parallel.overlap():
+            parallel.later(partial(np.add, array, 1))
+            del array
+            assert seen() is not None
+        assert seen() is None
