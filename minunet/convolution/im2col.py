@@ -17,13 +17,13 @@ Source: Chellapilla, Puri, Simard, High performance convolutional neural network
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet import memory, parallel
 from minunet.convolution import planar
-from minunet.convolution.products import depth, finish, multiply, panels
+from minunet.convolution.products import Each, depth, finish, multiply, panels
 from minunet.convolution.windows import crop_border, pad_border, windows
 from minunet.geometry import Geometry, Pair
 
@@ -66,23 +66,27 @@ def blocks(images: int, out_size: Pair, row_bytes: int, fewest: int | None = Non
 
 
 def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, b: np.ndarray | None = None,
-            relu: bool = False) -> np.ndarray:
-    """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
+            relu: bool = False, each: Each = None) -> tuple[np.ndarray, list[Any]]:
+    """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F).
+
+    And what each makes of its blocks, in their order.
+    """
     f, size = weight.shape[3], x.shape[1:3]
     if planar.fits(geometry, size, x.shape[3]):
-        return planar.forward(weight, geometry, x, b, relu)
+        return planar.forward(weight, geometry, x, b, relu, each)
     out_size = geometry.output_size(size)
     y = memory.empty((len(x), *out_size, f), x.dtype)
     windows_of_x = windows(pad_border(x, geometry), geometry, out_size)     # (N, OH, OW, KH, KW, C)
     matrix = panels(weight.reshape(-1, f))                                  # (KH*KW*C, F)
     bias = None if b is None else np.tile(b, out_size[1])                   # of a row of pixels
 
-    def multiply_block(block: Block) -> None:
-        multiply(_columns(windows_of_x[block]), matrix, out=y[block].reshape(-1, f, copy=False))
-        finish(y[block], bias, relu)
+    def multiply_block(block: Block) -> Any:
+        part = y[block]
+        multiply(_columns(windows_of_x[block]), matrix, out=part.reshape(-1, f, copy=False))
+        finish(part, bias, relu)
+        return None if each is None else each(part.reshape(-1, part.shape[2] * f, copy=False))
 
-    parallel.run(multiply_block, blocks(len(x), out_size, weight[..., 0].size * x.itemsize))
-    return y
+    return y, parallel.run(multiply_block, blocks(len(x), out_size, weight[..., 0].size * x.itemsize))
 
 
 def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair,

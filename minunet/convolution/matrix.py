@@ -20,7 +20,7 @@ Which algorithm computes the products is decided here and nowhere else:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ import scipy.sparse
 from minunet.backend import array_module, as_float, device_of, to_device
 from minunet.convolution import im2col, kernels, tensor_cores, winograd_products
 from minunet.convolution.explicit import sparse_matrix
+from minunet.convolution.products import Each
 from minunet.geometry import Geometry, IntOrPair, Pair, as_pair, pair_text, size_text
 
 ALGORITHMS = {"cpu": ("auto", "im2col", "winograd"), "gpu": ("auto", *kernels.ALGORITHMS, "tensorcore")}
@@ -127,18 +128,15 @@ class ConvMatrix:
 
     def affine(self, x: Any, b: np.ndarray | None = None, relu: bool = False) -> np.ndarray:
         """A x + b with one number of b (F,) for each filter, or the maximum of this and 0, made where it is stored."""
-        images = self._images(x)
-        if self.algorithm == "winograd":
-            y = winograd_products.forward(self.weight, images, self.geometry.padding, b, relu)
-        else:
-            image = _joined(images)
-            if self.device == "cpu":
-                y = im2col.forward(self.weight, self.geometry, image, b, relu)
-            elif self.algorithm == "tensorcore":
-                y = tensor_cores.forward(self.weight, self.geometry, image, b, relu, precision=self.precision)
-            else:
-                y = kernels.forward(self.weight, self.geometry, image, b, relu, algorithm=self.algorithm)
+        y, _ = self._product(self._images(x), b, relu)
         return y.ravel() if _is_vector(x) else y
+
+    def with_each(self, x: Any, each: Callable[[np.ndarray], Any]) -> tuple[np.ndarray, list[Any]]:
+        """A x (on the CPU), and in a fixed order what each makes of its blocks, while they are in a core's cache.
+
+        x (N, H, W, C) -> (N, OH, OW, F). A block is (rows, L·F) with L pixels a row, which lie anywhere in the images.
+        """
+        return self._product(self._images(x), None, False, each)
 
     def weight_grad(self, x: Any, y: Any) -> np.ndarray:
         """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
@@ -201,6 +199,17 @@ class ConvMatrix:
                       and pixels * channels >= WINOGRAD_NUMBERS)
             return "winograd" if fits and faster and self.dtype == np.float32 else "im2col"
         return algorithm
+
+    def _product(self, images: tuple[np.ndarray, ...], b: np.ndarray | None, relu: bool,
+                 each: Each = None) -> tuple[np.ndarray, list[Any]]:
+        if self.algorithm == "winograd":
+            return winograd_products.forward(self.weight, images, self.geometry.padding, b, relu, each)
+        image = _joined(images)
+        if self.device == "cpu":
+            return im2col.forward(self.weight, self.geometry, image, b, relu, each)
+        if self.algorithm == "tensorcore":
+            return tensor_cores.forward(self.weight, self.geometry, image, b, relu, precision=self.precision), []
+        return kernels.forward(self.weight, self.geometry, image, b, relu, algorithm=self.algorithm), []
 
     def _transposed(self, y: np.ndarray, b: np.ndarray | None) -> np.ndarray:
         if self.algorithm == "winograd":

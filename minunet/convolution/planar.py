@@ -14,10 +14,12 @@ Source: Cho and Brand, MEC: Memory-efficient convolution for deep neural network
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.convolution.products import GAP, finish, multiply, multiply_each, panels
+from minunet.convolution.products import GAP, Each, finish, multiply, multiply_each, panels
 from minunet.geometry import Geometry, Pair
 
 CHANNELS = 4                # at most
@@ -34,19 +36,19 @@ def fits(geometry: Geometry, size: Pair, channels: int) -> bool:
 
 
 def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, b: np.ndarray | None = None,
-            relu: bool = False) -> np.ndarray:
-    """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F)."""
+            relu: bool = False, each: Each = None) -> tuple[np.ndarray, list[Any]]:
+    """A x [+ b] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), b (F,) -> (N, OH, OW, F); see `im2col.forward`."""
     f, (oh, ow) = weight.shape[3], geometry.output_size(x.shape[1:3])
     y = memory.empty((len(x), oh, ow, f), x.dtype)
     right = panels(weight.reshape(-1, f))                                   # (KH*KW*C, F)
     bias = None if b is None else np.tile(b, ow)
 
-    def job(rows: Rows) -> None:
+    def job(rows: Rows) -> Any:
         multiply(_columns(x, geometry, rows), right, out=y[rows])
         finish(y[rows], bias, relu)
+        return None if each is None else each(y[rows].reshape(-1, ow * f, copy=False))
 
-    parallel.run(job, _blocks(x, geometry))
-    return y
+    return y, parallel.run(job, _blocks(x, geometry))
 
 
 def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ large product is written as many small ones: the left matrix is cut by its rows,
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -21,6 +23,9 @@ def _has_small_products() -> bool:
     return any(library.get("architecture") in ("SkylakeX", "Cooperlake", "SapphireRapids")
                for library in threadpool_info() if library["internal_api"] == "openblas")
 
+
+# Called with each block of a product while it is in cache: rows (rows, L·F) of L pixels, in any order.
+Each = Callable[[np.ndarray], Any] | None
 
 # The largest M·N·K that OpenBLAS takes for a small product. Where it has none, nothing is cut: each piece is packed.
 UNPACKED = 1_000_000 if _has_small_products() else sys.maxsize
@@ -84,8 +89,11 @@ def multiply(a: np.ndarray, right: list[np.ndarray], out: np.ndarray) -> None:
 
 
 def multiply_each(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """out = a b for stacks of matrices (..., M, K) and (..., K, N); a may hold transposed ones, b be fewer than a."""
+    """out = a b for stacks of matrices (..., M, K) and (..., K, N); both may hold transposed ones, b be fewer than a."""
     k, n = b.shape[-2:]
+    if abs(b.strides[-2]) < abs(b.strides[-1]):     # transposed, which small products would read column by column
+        np.matmul(a, b, out=out)
+        return
     fitting = UNPACKED // (HEIGHT * k) // WIDTH * WIDTH
     width = min(2 * WIDTH, fitting) or n            # for many products at a time, twice WIDTH is faster
     for first in range(0, n, width):

@@ -60,6 +60,11 @@ class Grid(NamedTuple):
         return -(-self.out_size[0] // self.m[0]), -(-self.out_size[1] // self.m[1])
 
     @property
+    def whole(self) -> bool:
+        """Whether no tile reaches beyond the outputs."""
+        return all(n % m == 0 for n, m in zip(self.out_size, self.m))
+
+    @property
     def outputs(self) -> Grid:
         """The same tiles, of the outputs: without overlap."""
         return self._replace(size=self.out_size, padding=(0, 0))
@@ -76,6 +81,14 @@ class Grid(NamedTuple):
         return [Block(n, min(n + joined, self.images), r, min(r + down, rows), c, min(c + across, columns))
                 for n in range(0, self.images, joined) for r in range(0, rows, down)
                 for c in range(0, columns, across)]
+
+
+def outputs(y: np.ndarray, grid: Grid, block: Block) -> np.ndarray:
+    """A block's part of an image of outputs (N, OH, OW, F), as rows (rows, L·F) of L pixels: a copy."""
+    (mh, mw), f = grid.m, y.shape[3]
+    part = y[block.first:block.last, mh * block.first_row:mh * block.last_row,
+             mw * block.first_column:mw * block.last_column]
+    return part.reshape(-1, part.shape[2] * f)
 
 
 def positions(count: int, rows: int, columns: int, dtype: np.dtype, name: str | None = None) -> np.ndarray:

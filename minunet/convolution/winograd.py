@@ -32,13 +32,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.convolution.products import GAP, multiply_each, rectify, together
-from minunet.convolution.tiles import Block, Grid, agreeing_tiles, gather, positions, scatter, view
+from minunet.convolution.products import GAP, Each, multiply_each, rectify, together
+from minunet.convolution.tiles import Block, Grid, agreeing_tiles, gather, outputs, positions, scatter, view
 
 Images = Sequence[np.ndarray]
 
@@ -121,21 +121,23 @@ class Winograd:
         multiply_each(V.transpose(0, 2, 1), D, dU)
 
     def tiles_out(self, M: np.ndarray, grid: Grid, block: Block, ys: Images, b: np.ndarray | None,
-                  relu: bool) -> None:
+                  relu: bool, each: Each = None) -> Any:
         """y = Aᵀ M A of the block's tiles M (positions, P, F), plus b, then max(·, 0), into images side by side.
 
-        b is added to M, in place.
+        b is added to M, in place. Returns what each makes of the block's pixels.
         """
         _, p, f = M.shape
         if b is not None:
             M[self.size + 1] += b                           # the position (1, 1)
         by_row, by_column, tiles = memory.views((self, "out", p, f), lambda: self._views_out(p, f))
-        pixels = by_row.shape[-1]
-        np.matmul(self.AT, M.reshape(self.size, self.size, -1, pixels, copy=False).transpose(1, 2, 0, 3), out=by_row)
-        np.matmul(self.AT, by_column, out=tiles.reshape(self.m, self.m, -1, pixels).transpose(0, 2, 1, 3))
+        length = by_row.shape[-1]
+        np.matmul(self.AT, M.reshape(self.size, self.size, -1, length, copy=False).transpose(1, 2, 0, 3), out=by_row)
+        np.matmul(self.AT, by_column, out=tiles.reshape(self.m, self.m, -1, length).transpose(0, 2, 1, 3))
+        pixels = tiles.reshape(self.m ** 2, p * f)
         if relu:
-            rectify(tiles.reshape(self.m ** 2, p * f))
+            rectify(pixels)
         scatter(tiles, grid, block, ys)
+        return None if each is None else each(pixels if grid.whole else outputs(ys[0], grid, block))
 
     def _views_out(self, p: int, f: int) -> tuple[np.ndarray, ...]:
         """Scratch of `tiles_out`: AᵀM, rows of it as they are made and as they are read, and the tiles (m, m, P, F).
@@ -224,8 +226,11 @@ class RowWinograd:
         multiply_each(_shifted(V).swapaxes(2, 3), D[:, None, :-2], by_tap)
 
     def tiles_out(self, M: np.ndarray, grid: Grid, block: Block, ys: Images, b: np.ndarray | None,
-                  relu: bool) -> None:
-        """y = Aᵀ Σ M over the taps of the block's tiles M (18, P, F), plus b, then max(·, 0), into images."""
+                  relu: bool, each: Each = None) -> Any:
+        """y = Aᵀ Σ M over the taps of the block's tiles M (18, P, F), plus b, then max(·, 0), into images.
+
+        Returns what each makes of the block's pixels.
+        """
         f, first, (_, down, across) = M.shape[2], block.first_row, block.shape
         if b is not None:
             M[3, :-2] += b                                  # position 1, tap 0
@@ -246,6 +251,7 @@ class RowWinograd:
             for y in ys:
                 y[place] = pixels[..., channel:channel + y.shape[3]]
                 channel += y.shape[3]
+        return None if each is None else each(lines)
 
     def _transform(self, matrix: np.ndarray, images: Images, grid: Grid, block: Block, out: np.ndarray) -> None:
         """out (6, P, C) = matrix d of as many image rows d for each tile as the matrix (6, taps) has columns."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.convolution.products import UNPACKED
+from minunet.convolution.products import UNPACKED, Each
 from minunet.convolution.tiles import Block, Grid, positions
 from minunet.convolution.winograd import Images, RowWinograd, Winograd, in_rows, in_tiles
 from minunet.geometry import Pair
@@ -23,6 +23,10 @@ NARROW = 64                 # channels and filters together
 BY_BLOCKS = 1 << 16         # channels times filters, for A x and Aᵀ y
 BY_BLOCKS_GRADIENT = 1 << 14
 FEW_TILES, WIDE = 64, 256   # tiles; channels or filters
+
+# Numbers in a kernel from which on Aᵀ y multiplies by its transposed U as it lies: to copy these takes longer than what
+# products with a copy are faster.
+TRANSPOSED = 9 << 19
 
 # Blocks. Larger ones leave the cache; but between the steps of a block threads hand over the interpreter, which takes
 # longer than the steps of a small one.
@@ -78,14 +82,17 @@ def plan(images: int, size: Pair, out_size: Pair, padding: Pair, c: int, f: int,
     return Plan(algorithm, grid, blocks, chunk=max(1, CHUNK_NUMBERS // numbers))
 
 
-def forward(w: np.ndarray, xs: Images, padding: Pair, b: np.ndarray | None = None, relu: bool = False) -> np.ndarray:
-    """A x + b, or the maximum of this and 0: images side by side xs (N, H, W, ·), w (3, 3, C, F) -> (N, OH, OW, F)."""
+def forward(w: np.ndarray, xs: Images, padding: Pair, b: np.ndarray | None = None, relu: bool = False,
+            each: Each = None) -> tuple[np.ndarray, list[Any]]:
+    """A x + b, or the maximum of this and 0: images side by side xs (N, H, W, ·), w (3, 3, C, F) -> (N, OH, OW, F).
+
+    And what each makes of its blocks, in their order.
+    """
     n, height, width, _ = xs[0].shape
     out_size = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     y = memory.empty((n, *out_size, w.shape[3]), w.dtype)
     chosen = plan(n, (height, width), out_size, padding, w.shape[2], w.shape[3], w.dtype)
-    _convolve(chosen, chosen.algorithm.weights(w), xs, (y,), b, relu)
-    return y
+    return y, _convolve(chosen, chosen.algorithm.weights(w), xs, (y,), b, relu, each)
 
 
 def transposed(w: np.ndarray, y: np.ndarray, padding: Pair, channels: Sequence[int],
@@ -96,8 +103,11 @@ def transposed(w: np.ndarray, y: np.ndarray, padding: Pair, channels: Sequence[i
     xs = tuple(memory.empty((n, *size, c), w.dtype) for c in channels)
     c = w.shape[2]
     chosen = plan(n, (height, width), size, (2 - padding[0], 2 - padding[1]), f, c, w.dtype)
-    U = chosen.algorithm.weights(_exchanged(w), turned=True)
-    _convolve(chosen, U, (y,), xs, b, False)
+    if w.size < TRANSPOSED:
+        U = chosen.algorithm.weights(_exchanged(w), turned=True)
+    else:
+        U = chosen.algorithm.weights(w, turned=True).transpose(0, 2, 1)
+    _convolve(chosen, U, (y,), xs, b)
     return xs
 
 
@@ -158,28 +168,31 @@ def weight_grad(xs: Images, y: np.ndarray, padding: Pair) -> np.ndarray:
     return algorithm.weights_backward(dU)
 
 
-def _convolve(chosen: Plan, U: np.ndarray, xs: Images, ys: Images, b: np.ndarray | None, relu: bool) -> None:
-    """Tiles in, products, tiles out."""
+def _convolve(chosen: Plan, U: np.ndarray, xs: Images, ys: Images, b: np.ndarray | None, relu: bool = False,
+              each: Each = None) -> list[Any]:
+    """Tiles in, products, tiles out; what each makes of the blocks."""
     algorithm, grid, _, c, f = *chosen[:3], *U.shape[1:]
 
-    def through(block: Block) -> None:
+    def through(block: Block) -> Any:
         rows = algorithm.length(block)
         V = positions(algorithm.inputs, rows, c, U.dtype, "V")
         M = positions(algorithm.outputs, rows, f, U.dtype, "M")
         algorithm.tiles_in(xs, grid, block, V)
         algorithm.products(V, U, M)
-        algorithm.tiles_out(M, grid, block, ys, b, relu)
+        return algorithm.tiles_out(M, grid, block, ys, b, relu, each)
 
     if not chosen.chunk:
-        parallel.run(through, chosen.blocks)
-        return
+        return parallel.run(through, chosen.blocks)
+    found = []
     for chunk in chosen.chunks:
         place, tiles = _places(chunk)
         V, M = (positions(count, tiles, channels, U.dtype) for count, channels in
                 ((algorithm.inputs, c), (algorithm.outputs, f)))
         parallel.run(lambda block: algorithm.tiles_in(xs, grid, block, V[:, place[block]]), chunk)
         parallel.run(lambda q: algorithm.products(V[q], U[q], M[q]), parallel.slices(algorithm.outputs, POSITIONS))
-        parallel.run(lambda block: algorithm.tiles_out(M[:, place[block]], grid, block, ys, b, relu), chunk)
+        found += parallel.run(
+            lambda block: algorithm.tiles_out(M[:, place[block]], grid, block, ys, b, relu, each), chunk)
+    return found
 
 
 def _add_chunk(chosen: Plan, chunk: list[Block], xs: Images, y: np.ndarray, dU: np.ndarray, first: bool) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from minunet.convolution import im2col
 from minunet.convolution.matrix import ConvMatrix
 from minunet.convolution.winograd import Winograd
-from minunet.convolution.winograd_products import GROUPS, POSITIONS, plan
+from minunet.convolution.winograd_products import GROUPS, POSITIONS, TRANSPOSED, plan
 from minunet.geometry import Pair
 
 
@@ -29,7 +29,8 @@ def work_space(A: ConvMatrix, images: int) -> WorkSpace:
         forward, *scratch = _winograd(A, images, A.size, A.out_size, A.geometry.padding, c, f)
         transposed, *back = _winograd(A, images, A.out_size, A.size, (2 - ph, 2 - pw), f, c)
         gradient, *more = _winograd(A, images, A.size, A.out_size, A.geometry.padding, c, f, gradient=True)
-        return WorkSpace(forward, transposed + A.weight.nbytes, gradient, (*map(max, scratch, back, more), 0))
+        exchanged = A.weight.nbytes if A.weight.size < TRANSPOSED else 0
+        return WorkSpace(forward, transposed + exchanged, gradient, (*map(max, scratch, back, more), 0))
     sums = max(1, min(im2col.GROUPS, images * A.out_size[0] * A.out_size[1] // im2col.GROUP_PIXELS))
     return WorkSpace(0, A.weight.nbytes, sums * A.weight.nbytes, (0, 0, 0, 0, im2col.BLOCK_BYTES))
 

@@ -2,15 +2,14 @@
 
     z = A x,    y = max(γ (z − μ)/σ + β, 0),    pooled = the maximum of each 2x2 window of y
 
-On the CPU this goes over memory as seldom as it can: once for the statistics of z; once for y and pooled, block by
-block; in the backward once for the gradient behind the ReLU and its sums, once for that of z. It keeps x, z, y and
-pooled, of which all but z are other ops' inputs, and no winners: y and pooled tell them. On a GPU the kernels of the
-three ops do the same work one after the other.
+On the CPU this goes over memory as seldom as it can: the statistics of z are taken while its blocks are in cache; y and
+pooled are made in one pass; the backward takes one for the gradient behind the ReLU and its sums, and one for that of
+z. It keeps x, z, y and pooled, of which all but z are other ops' inputs, and no winners: y and pooled tell them. On a
+GPU the kernels of the three ops do the same work one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,11 +60,11 @@ class Unit(NamedTuple):
         if isinstance(self.pooled, pooling.Pooled):
             return self.pooled.winners
         n, h, w, channels = self.pooled.shape
-        winners = np.zeros((n * h, w, channels), np.uint8)
-        windows = _windows(self.normalised.y.reshape(n * h, -1), channels)
-        for (i, j), won in _wins(windows, self.pooled.reshape(winners.shape)):
-            winners += np.uint8(2 * i + j) * won
-        return winners.reshape(self.pooled.shape)
+        windows = self.normalised.y.reshape(n * h, 2, w, 2, channels)
+        won = windows == self.pooled.reshape(n * h, 1, w, 1, channels)
+        _keep_first(won)
+        number = np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)
+        return (won * number).sum((1, 3), dtype=np.uint8).reshape(self.pooled.shape)
 
 
 def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.ndarray, eps: float = 1e-5,
@@ -78,14 +77,14 @@ def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.n
     check_images("conv_norm_relu", xs, w, None)
     A = ConvMatrix(w, Geometry(w.shape[:2], 1, padding), xs[0].shape[1:3], precision=precision)
     _check(A, gamma, beta, len(xs[0]), eps, pool)
-    z = A.affine(xs)
-    if on_gpu(z):
-        y, normalised = norm.batch_norm(z, gamma, beta, eps=eps, relu=True)
+    if on_gpu(w):
+        y, normalised = norm.batch_norm(A.affine(xs), gamma, beta, eps=eps, relu=True)
         if pool:
             pooled, where = pooling.max_pool2d(y, kernel=2)
             return (y, pooled), Unit(A, xs, normalised, where)
         return y, Unit(A, xs, normalised, None)
-    y, maxima, normalised = _normalised(z, gamma, beta, float(eps), pool)
+    z, moments = A.with_each(xs, norm.moments(len(gamma)))
+    y, maxima, normalised = _normalised(z, norm.combined(moments), gamma, beta, float(eps), pool)
     return (y, maxima) if pool else y, Unit(A, xs, normalised, maxima)
 
 
@@ -141,13 +140,13 @@ def _pool(lines: np.ndarray, maxima: np.ndarray, channels: int) -> None:
     np.maximum(pairs[:, :, 0], pairs[:, :, 1], out=maxima.reshape(len(lines), -1, channels))
 
 
-def _normalised(z: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, pool: bool
+def _normalised(z: np.ndarray, statistics: norm.Sums, gamma: np.ndarray, beta: np.ndarray, eps: float, pool: bool
                 ) -> tuple[np.ndarray, np.ndarray | None, norm.Normalised]:
     """y, pooled and what the backward needs."""
     n, h, w, channels = z.shape
     y = memory.empty(z.shape, z.dtype)
     pooled = memory.empty((n, h // 2, w // 2, channels), z.dtype) if pool else None
-    cache = norm.Normalised(z, y, gamma, *norm.statistics(z), eps)
+    cache = norm.Normalised(z, y, gamma, *statistics, eps)
     rows = _rows(z, pooled)
     apply = norm.application(cache, beta, True, z.size // rows)
 
@@ -170,14 +169,19 @@ def _normalised_backward(dy: np.ndarray | None, dpooled: np.ndarray | None, cach
 
     def job(dy: Any, dpooled: np.ndarray | None, y: np.ndarray, pooled: np.ndarray | None,
             z: np.ndarray, g: np.ndarray) -> norm.Sums:
-        if pooled is not None and dpooled is not None:
-            shape = len(y), -1, channels
-            windows = _windows(g, channels)
-            for (i, j), won in _wins(_windows(y, channels), pooled.reshape(shape)):
-                np.multiply(dpooled.reshape(shape), won, out=windows[:, i, :, j])
-            dy = g if dy is None else np.add(g, dy, out=g)
-        positive = np.greater(y, 0, out=memory.scratch(y.shape, np.dtype(bool)))
-        np.multiply(dy, positive, out=g)
+        positive = np.greater(y, 0, out=memory.scratch(y.shape, np.dtype(bool), "positive"))
+        if pooled is None or dpooled is None:
+            np.multiply(dy, positive, out=g)
+            return sums_of(g, z)
+        lines = len(y), 2, y.shape[1] // 2
+        won = np.equal(y.reshape(lines), _widened(pooled, channels), out=memory.scratch(lines, np.dtype(bool), "won"))
+        won &= positive.reshape(lines)
+        if np.count_nonzero(won) > np.count_nonzero(pooled > 0):        # equal numbers in one window, which are rare
+            _keep_first(won.reshape(len(y), 2, -1, 2, channels))
+        np.multiply(_widened(dpooled, channels), won, out=g.reshape(lines))
+        if dy is not None:
+            np.add(g, dy, out=g)
+            np.multiply(g, positive, out=g)
         return sums_of(g, z)
 
     sums = in_blocks(job, rows, dy, dpooled, cache.y, None if dpooled is None else pooled, z, g)
@@ -204,20 +208,16 @@ def _rows(z: np.ndarray, pooled: np.ndarray | None) -> int:
     return count_rows(z if pooled is None else pooled)
 
 
-def _windows(rows: np.ndarray, channels: int) -> np.ndarray:
-    """Rows of two lines each as windows: (rows, 2·W·C) -> (rows, 2, W/2, 2, C)."""
-    return rows.reshape(len(rows), 2, -1, 2, channels)
+def _widened(maxima: np.ndarray, channels: int) -> np.ndarray:
+    """Each pixel twice, in scratch: (rows, W/2·C) -> (rows, 1, W·C)."""
+    wide = memory.scratch((len(maxima), maxima.shape[1] // channels, 2, channels), maxima.dtype, "wide")
+    wide[...] = maxima.reshape(len(maxima), -1, 1, channels)
+    return wide.reshape(len(maxima), 1, -1)
 
 
-def _wins(windows: np.ndarray, pooled: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """For each position in the windows (rows, 2, W/2, 2, C), where it holds the maximum (rows, W/2, C) and none before.
-
-    The bools are valid until the next.
-    """
-    won, free = (memory.scratch(pooled.shape, np.dtype(bool), name) for name in ("won", "free"))
-    free.fill(True)
+def _keep_first(won: np.ndarray) -> None:
+    """Of several winners in a window, keep the first, in place: won (rows, 2, W/2, 2, C)."""
+    free = np.ones(won[:, 0, :, 0].shape, bool)
     for i, j in np.ndindex(2, 2):
-        np.equal(windows[:, i, :, j], pooled, out=won)
-        won &= free
-        free ^= won
-        yield (i, j), won
+        won[:, i, :, j] &= free
+        free ^= won[:, i, :, j]

@@ -8,12 +8,12 @@ Source: Ioffe and Szegedy, Batch normalization (2015), algorithm 1; the backward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from minunet import memory, parallel
+from minunet import memory
 from minunet.backend import on_gpu, same_dtype
 from minunet.convolution.products import rectify
 from minunet.ops.kernels import norm as kernels
@@ -21,7 +21,16 @@ from minunet.ops.rows import channel_sums, count_rows, in_blocks, repeated
 
 Sums = tuple[np.ndarray, np.ndarray]
 
-SAMPLE = 1 << 17        # numbers, about, whose mean the sums are taken around
+SAMPLE = 8              # rows, about, whose mean a block's sums are taken around; at most one of so many
+
+
+class Moments(NamedTuple):
+    """Of a block: its number of pixels; for each channel a number s near its mean, Σ (x − s) and Σ (x − s)²."""
+
+    pixels: int
+    near: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
 
 
 class Normalised(NamedTuple):
@@ -125,31 +134,43 @@ def _normalised(cache: Normalised, beta: np.ndarray, relu: bool) -> tuple[np.nda
 
 
 def statistics(x: np.ndarray) -> Sums:
-    """Mean and biased variance of each channel in float64: (..., C) -> (C,), (C,).
+    """Mean and biased variance of each channel in float64: (..., C) -> (C,), (C,)."""
+    return combined(in_blocks(moments(x.shape[-1]), count_rows(x), x))
 
-    From sums of x − s and (x − s)², with s the mean of every k-th row. However large the mean of all is, this loses no
-    digits to it: at worst, where those rows are unlike all others, (mean − s)² is k − 1 times the variance.
+
+def moments(channels: int) -> Callable[[np.ndarray], Moments]:
+    """block -> its `Moments`, for blocks (rows, L·C): with s the mean of every k-th row, sums of x − s and (x − s)².
+
+    However large the block's mean is, this loses no digits to it: at worst, where those rows are unlike all others,
+    (mean − s)² is k − 1 times its variance.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance (1983), section 3: shifted data.
     """
-    rows, channels = count_rows(x), x.shape[-1]
-    matrix = x.reshape(rows, -1)
-    sample = np.ascontiguousarray(matrix[::-(-x.size // SAMPLE)])
-    # as a job, so that BLAS does it with one thread: its others would go on looking for work for a while
-    total, = parallel.run(lambda rows: channel_sums(rows, channels), [sample])
-    near = total * channels / sample.size
-    shift = repeated(near, matrix.shape[1], x.dtype)
-
-    def job(block: np.ndarray) -> Sums:
+    def job(block: np.ndarray) -> Moments:
+        sample = np.ascontiguousarray(block[::max(SAMPLE, len(block) // SAMPLE)])
+        near = channel_sums(sample, channels) * (channels / sample.size)
         centred = memory.scratch(block.shape, block.dtype)
-        np.subtract(block, shift, out=centred)
+        np.subtract(block, repeated(near, block.shape[1], block.dtype), out=centred)
         sums = channel_sums(centred, channels)
         np.multiply(centred, centred, out=centred)
-        return sums, channel_sums(centred, channels)
+        return Moments(block.size // channels, near, sums, channel_sums(centred, channels))
 
-    parts = zip(*in_blocks(job, rows, x))
-    off, squares = (np.sum(part, axis=0, dtype=np.float64) * channels / x.size for part in parts)
-    return near + off, squares - off**2
+    return job
+
+
+def combined(parts: Sequence[Moments]) -> Sums:
+    """Mean and biased variance of all blocks in float64, (C,) each, whatever their sizes.
+
+    The variance of all is the mean of their variances and of their means' squared distances from the mean of all.
+
+    Source: as above, section 2: pairwise combination.
+    """
+    pixels, near, sums, squares = (np.array(part, np.float64) for part in zip(*parts))      # (blocks, C)
+    pixels = pixels[:, None]
+    weights, off = pixels / pixels.sum(), sums / pixels
+    means = near + off
+    mean = (weights * means).sum(0)
+    return mean, (weights * (squares / pixels - off**2 + (means - mean)**2)).sum(0)
 
 
 def application(cache: Normalised, beta: np.ndarray, relu: bool, length: int) -> Callable[..., None]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minunet import Geometry, memory
+from minunet import ConvMatrix, Geometry, memory
 from minunet.convolution import im2col, planar, products
 from tests import naive
 from tests.checks import assert_close
@@ -50,8 +50,8 @@ def test_few_channels_by_any_blocks_and_cuts_equal_the_loop_oracle(case, block_b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planar, "BLOCK_BYTES", block_bytes)
         patch.setattr(products, "UNPACKED", limit)
-        assert_close(planar.forward(w, case.geometry, x), ax, 1e-12)
-        assert_close(planar.forward(w, case.geometry, x, b, relu=True), np.maximum(ax + b, 0), 1e-12)
+        assert_close(planar.forward(w, case.geometry, x)[0], ax, 1e-12)
+        assert_close(planar.forward(w, case.geometry, x, b, relu=True)[0], np.maximum(ax + b, 0), 1e-12)
         assert_close(planar.weight_grad(case.geometry, x, y), dw, 1e-12)
 
 
@@ -65,7 +65,7 @@ def test_few_channels_of_rows_in_parts_and_rows_in_the_padding(monkeypatch, geom
     monkeypatch.setattr(planar, "BLOCK_BYTES", 1)
     assert (y.shape[2] * w.size > limit) == (limit < 10**6)
     ax, _, dw = expected(geometry, x, w, y)
-    assert_close(planar.forward(w, geometry, x), ax, 1e-12)
+    assert_close(planar.forward(w, geometry, x)[0], ax, 1e-12)
     assert_close(planar.weight_grad(geometry, x, y), dw, 1e-12)
 
 
@@ -83,10 +83,10 @@ def test_which_images_take_the_way_for_few_channels(monkeypatch, geometry, size,
     for module, name in ((planar, "forward"), (planar, "weight_grad")):
         way = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *inputs, way=way: ways.append(way) or way(*inputs))
-    ax, dw = im2col.forward(w, geometry, x, b, True), im2col.weight_grad(geometry, x, y)
+    ax, dw = im2col.forward(w, geometry, x, b, True)[0], im2col.weight_grad(geometry, x, y)
     assert len(ways) == 2 * fits and planar.fits(geometry, size, channels) == fits
     monkeypatch.setattr(planar, "fits", lambda *_: False)
-    assert_close(ax, im2col.forward(w, geometry, x, b, True), 1e-12)
+    assert_close(ax, im2col.forward(w, geometry, x, b, True)[0], 1e-12)
     assert_close(dw, im2col.weight_grad(geometry, x, y), 1e-12)
 
 
@@ -105,7 +105,7 @@ def test_windows_that_tile_the_image(kernel, oh, ow, rest, batch, channels, long
         patch.setattr(products, "UNPACKED", limit)
         assert_close(im2col.transposed(w, geometry, y, size), aty, 1e-12)
         assert_close(im2col.transposed(w, geometry, y, size, b_x), aty + b_x, 1e-12)
-        assert_close(im2col.forward(w, geometry, x, b_y), ax + b_y, 1e-12)
+        assert_close(im2col.forward(w, geometry, x, b_y)[0], ax + b_y, 1e-12)
         assert_close(im2col.weight_grad(geometry, x, y), dw, 1e-12)
 
 
@@ -114,7 +114,7 @@ def test_bias_and_relu_of_any_geometry(case, with_bias, relu):
     x, w, y, b_y, b_x = arrays(case.geometry, case.size, case.batch, case.channels, case.filters, seed=case.seed)
     ax, aty, _ = expected(case.geometry, x, w, y)
     ax = ax + b_y if with_bias else ax
-    assert_close(im2col.forward(w, case.geometry, x, b_y if with_bias else None, relu),
+    assert_close(im2col.forward(w, case.geometry, x, b_y if with_bias else None, relu)[0],
                  np.maximum(ax, 0) if relu else ax, 1e-12)
     assert_close(im2col.transposed(w, case.geometry, y, case.size, b_x if with_bias else None),
                  aty + b_x if with_bias else aty, 1e-12)
@@ -145,7 +145,7 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch, geometry, size, ch
     results = []
     for count in (1, 2, 3):
         monkeypatch.setenv("MINUNET_NUM_THREADS", str(count))
-        results.append((im2col.forward(w, geometry, x, b_y, True), im2col.transposed(w, geometry, y, size, b_x),
+        results.append((im2col.forward(w, geometry, x, b_y, True)[0], im2col.transposed(w, geometry, y, size, b_x),
                         im2col.weight_grad(geometry, x, y)))
     for other in results[1:]:
         for one, two in zip(results[0], other):
@@ -155,7 +155,7 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch, geometry, size, ch
 @pytest.mark.parametrize("geometry, channels", [(UP, 5), (Geometry(3, padding=1), 3), (Geometry(3, padding=1), 5)])
 def test_no_images_give_no_images_and_a_gradient_of_zeros(geometry, channels):
     x, w, y, b_y, b_x = arrays(geometry, (4, 64), 0, channels, 2)
-    assert im2col.forward(w, geometry, x, b_y, True).shape == y.shape
+    assert im2col.forward(w, geometry, x, b_y, True)[0].shape == y.shape
     assert im2col.transposed(w, geometry, y, (4, 64), b_x).shape == x.shape
     np.testing.assert_array_equal(im2col.weight_grad(geometry, x, y), np.zeros_like(w))
 
@@ -167,7 +167,7 @@ def test_results_come_from_recycled_memory(geometry, channels):
     x, w, y, b_y, b_x = arrays(geometry, (256, 256), 1, channels, 16, np.float32)
 
     def products_of_x_and_y():
-        return im2col.forward(w, geometry, x, b_y), im2col.transposed(w, geometry, y, (256, 256), b_x)
+        return im2col.forward(w, geometry, x, b_y)[0], im2col.transposed(w, geometry, y, (256, 256), b_x)
 
     memory.release()
     before = memory.statistics().used
@@ -189,3 +189,19 @@ def test_windows_that_tile_long_rows_are_stored_where_they_belong(monkeypatch, k
     if kernel == 1:
         im2col.forward(w, geometry, x)
     assert set(names) <= {"panel"}
+
+
+@pytest.mark.parametrize("geometry, size, channels", [
+    (Geometry(3, padding=1), (40, 33), 3),              # by planes
+    (Geometry((2, 3), stride=2, padding=1), (37, 30), 6),
+    (Geometry(1), (64, 64), 5),
+    (Geometry(5), (5, 5), 2),
+])
+def test_every_pixel_comes_by_once_in_the_blocks(geometry, size, channels):
+    """In `with_each`, in a fixed order."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, *size, channels)), rng.standard_normal((*geometry.kernel, channels, 4))
+    A = ConvMatrix(w, geometry, size, algorithm="im2col")
+    y, parts = A.with_each(x, np.copy)
+    np.testing.assert_array_equal(np.concatenate([part.reshape(-1, 4) for part in parts]), y.reshape(-1, 4))
+    np.testing.assert_array_equal(y, A @ x)

@@ -73,7 +73,7 @@ def products(device, geometry, x, w, y, b=None, c=None, algorithm="implicit", re
 def expected(geometry, x, w, y, b=0.0, c=0.0, relu=False):
     """The same by the CPU, in float64."""
     x, w, y = (a.astype(np.float64) for a in (x, w, y))
-    ax = im2col.forward(w, geometry, x) + b
+    ax = im2col.forward(w, geometry, x)[0] + b
     return (np.maximum(ax, 0) if relu else ax, im2col.transposed(w, geometry, y, x.shape[1:3]) + c,
             im2col.weight_grad(geometry, x, y))
 

@@ -197,6 +197,40 @@ def test_the_same_bits_for_any_number_of_threads(form, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("geometry, c, f", [(Geometry(3, padding=1), 4, 3), (Geometry(3, padding=(0, 2)), 1, 5)])
+def test_large_weights_are_multiplied_as_they_lie(form, monkeypatch, geometry, c, f):
+    """Without a copy with channels and filters exchanged; in one piece, as small products would be slow."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((3, 3, c, f))
+    A = ConvMatrix(w, geometry, (13, 18), algorithm="winograd")
+    y = rng.standard_normal((2, *A.out_size, f))
+    expected = A.T @ y
+    monkeypatch.setattr(winograd_products, "TRANSPOSED", 0)
+    monkeypatch.setattr(winograd_products, "_exchanged", None)
+    assert_close(A.T @ y, expected, 1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 14)], ids=["whole tiles", "tiles beyond the image"])
+def test_every_pixel_comes_by_once_in_the_blocks(form, monkeypatch, size):
+    """In `with_each`: of single tiles and of large blocks, in a fixed order."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape) for shape in ((3, *size, 4), (3, 3, 4, 2)))
+    A = ConvMatrix(w, Geometry(3, padding=1), size, algorithm="winograd")
+    blocks = Grid.blocks
+    for cut in ((1, 1), (4, 2), (1000, 1000)):
+        monkeypatch.setattr(Grid, "blocks", lambda self, *_, images=99, cut=cut: blocks(self, *cut, images))
+        found = []
+        for threads in "12":
+            monkeypatch.setenv("MINUNET_NUM_THREADS", threads)
+            y, parts = A.with_each(x, np.copy)
+            assert all(part.ndim == 2 for part in parts)
+            pixels, all_of_y = np.concatenate([part.reshape(-1, 2) for part in parts]), y.reshape(-1, 2)
+            np.testing.assert_array_equal(pixels[np.lexsort(pixels.T)], all_of_y[np.lexsort(all_of_y.T)])
+            np.testing.assert_array_equal(y, A @ x)
+            found.append(pixels)
+        np.testing.assert_array_equal(*found)
+
+
 def test_large_weights_are_transformed_in_pieces(monkeypatch):
     """More columns than one piece, not a multiple of it; and exchanged by strips of rows, also not a multiple."""
     rng = np.random.default_rng(0)

@@ -167,18 +167,33 @@ def test_float32_keeps_its_accuracy_at_means_of_1000_standard_deviations(offset)
         assert_close(a, b, 1e-5 if name == "x" else 1e-6, name)
 
 
+@pytest.mark.parametrize("cut", [[96], [1, 90, 5], [40, 8, 48], [1] * 96])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-11), (np.float32, 1e-5)])
-def test_statistics_do_not_depend_on_which_rows_they_begin_with(monkeypatch, dtype, tolerance):
-    """Every 32nd row, of which the shift is taken, lies 1000 standard deviations off the others."""
-    arrays, *_ = big(dtype)
-    x = arrays[3]
-    monkeypatch.setattr(rows, "BLOCK", 1000)
-    monkeypatch.setattr(norm, "SAMPLE", -(-x.size // 32))
-    x.reshape(96, -1)[::32] += 1000
-    mean, var = norm.statistics(x)
+def test_statistics_do_not_depend_on_the_blocks_or_the_rows_that_they_begin_with(dtype, tolerance, cut):
+    """Blocks of unequal sizes; every 12th row, of which a block of 96 takes its shift, 1000 standard deviations off."""
+    x = np.random.default_rng(0).standard_normal((96, 7 * 8)).astype(dtype) + np.arange(96)[:, None].astype(dtype)
+    x[::12] += 1000
+    parts = [norm.moments(8)(part) for part in np.split(x, np.cumsum(cut)[:-1])]
+    mean, var = norm.combined(parts)
     expected = x.astype(np.float64).reshape(-1, 8)
+    assert (mean.dtype, var.dtype) == (np.float64, np.float64)
     np.testing.assert_allclose(mean, expected.mean(0), rtol=tolerance)
     np.testing.assert_allclose(var, expected.var(0), rtol=tolerance)
+
+
+def test_equal_maxima_in_a_large_image_are_rare_and_still_found():
+    """One window of many whose two largest numbers are the same, above 0."""
+    rng = np.random.default_rng(0)
+    y = rng.uniform(1, 2, (2, 64, 64, 8)).astype(np.float32)
+    y[1, 40, 31] = y[1, 41, 30] = 3                 # in one window; the upper right one is the first
+    pooled = y.reshape(2, 32, 2, 32, 2, 8).max((2, 4))
+    z, one = np.zeros_like(y), np.ones(8, np.float32)
+    cache = norm.Normalised(z, y, one, np.zeros(8), np.ones(8), 1e-5, constant=True)    # so that dz is g
+    dpooled = np.ones_like(pooled)
+    g, *_ = block._normalised_backward(None, dpooled, cache, pooled)
+    assert np.all(g[1, 40, 31] > 0.99) and not g[1, 41, 30].any()
+    windows = g.reshape(2, 32, 2, 32, 2, 8)
+    np.testing.assert_array_equal((windows != 0).sum((2, 4)), 1)
 
 
 @given(units())
