@@ -226,12 +226,11 @@ def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
         if dy is not None and result._source is not None:
             _add_to(gradients, result._source, dy)
         elif dy is not None and result.requires_grad:
-            arrivals.append(Arrival("walk", position, result, [dy]))
+            _arrive(Arrival("walk", position, result, [dy]), arrivals)
     users = _count_users(list(gradients))
     del dys, dy
     ready = [node for node in gradients if users[node] == 0]
     with parallel.overlap():
-        _settle(arrivals)
         while ready:
             node = ready.pop()
             for parent, gradient in _pass(node, gradients.pop(node), arrivals):
@@ -242,6 +241,14 @@ def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
                     ready.append(parent.node)
             _settle(arrivals, PROMISED)
         _settle(arrivals)
+
+
+def _arrive(arrival: Arrival, arrivals: deque[Arrival]) -> None:
+    """Settle it, or let it wait: for it to be made, or for one before it that has come to the same leaf."""
+    if arrival.promised or any(other.leaf is arrival.leaf for other in arrivals):
+        arrivals.append(arrival)
+    else:
+        arrival.settle()
 
 
 def _settle(arrivals: deque[Arrival], most: int = 0) -> None:
@@ -271,14 +278,16 @@ def _pass(node: Node, dys: list[np.ndarray | None], arrivals: deque[Arrival]) ->
         got = len(gradients) if isinstance(gradients, (tuple, list)) else f"a {type(gradients).__name__}"
         raise ValueError(f"backward of {node.name}: must return a tuple of {len(parents)} gradients, one for each "
                          f"input; got {got}")
+    gradients = list(gradients)         # the only place that refers to an array that the backward has made
     onward = []
-    for position, (parent, gradient) in enumerate(zip(parents, gradients)):
+    for position, parent in enumerate(parents):
+        gradient, gradients[position] = [gradients[position]], None
         if isinstance(parent, Tensor):
-            arrivals.append(Arrival(node.name, position, parent, [gradient]))
+            _arrive(Arrival(node.name, position, parent, gradient), arrivals)
         elif parent is not None:
-            gradient = gradient.take() if isinstance(gradient, parallel.Promise) else gradient
-            _check_gradient(node.name, position, parent, gradient)
-            onward.append((parent, gradient))
+            array = gradient[0].take() if isinstance(gradient[0], parallel.Promise) else gradient[0]
+            _check_gradient(node.name, position, parent, array)
+            onward.append((parent, array))
     return onward
 
 

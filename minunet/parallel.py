@@ -46,7 +46,7 @@ class _Team:
         self.runs: list[_Run] = []                      # whose jobs have not all been taken
         self.background: list[_Run] = []                # those of promises
         self.promises: deque[Promise] = deque()         # that nobody has begun
-        self.settings = threading.Lock()                # held by the caller that has made them those of `sharing`
+        self.settings = _Settings()
 
     def call(self, count: int) -> None:
         """Wake so many workers, or make them."""
@@ -54,10 +54,6 @@ class _Team:
             self.workers.append(_Worker(len(self.workers)))
         for worker in self.workers[:count]:
             worker.wake()
-
-
-_local = _Thread()
-_team = _Team()
 
 
 def threads() -> int:
@@ -162,9 +158,16 @@ class Promise:
         self._finished.acquire()
         self._result: Any = None
         self._failed: BaseException | None = None
+        self._gone = ""
 
     def take(self) -> Any:
-        """The result, once; or the exception that making it has raised."""
+        """The result, once; or the exception that making it has raised.
+
+        Raises RuntimeError for a promise that was taken, or that `overlap` has forgotten.
+        """
+        if self._gone:
+            raise RuntimeError(f"this promise was {self._gone} before; a promise is taken once, within `overlap`")
+        self._gone = "taken"
         if self._begin():
             self.make()
         _wait(self._finished, lambda: _help_in_background() or _make_promise())
@@ -177,6 +180,7 @@ class Promise:
 
     def forget(self) -> None:
         """It is not needed any more; if somebody is making it, they go on."""
+        self._gone = self._gone or "forgotten"
         self._begin()
 
     def make(self) -> None:
@@ -219,12 +223,13 @@ def later(function: Callable[[], Any]) -> Any:
 @contextmanager
 def overlap() -> Iterator[None]:
     """Within it `later` puts work aside. At its end, promises that nobody has taken are forgotten."""
-    before, _local.promises = _local.promises, []
+    promises: list[Promise] = []
+    before, _local.promises = _local.promises, promises
     try:
         with sharing():
             yield
     finally:
-        for promise in _local.promises:
+        for promise in promises:
             promise.forget()
         _local.promises = before
 
@@ -277,40 +282,57 @@ def _wait(finished: threading.Lock, other_work: Callable[[], bool]) -> None:
             return
 
 
+class _Settings:
+    """Of the process: those that `sharing` has met, and how many are within it, who share a lock to change them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._within = 0
+        self._libraries: list[tuple[LibController, int]] = []
+        self._turn = 0.0
+
+    def enter(self) -> None:
+        """The first one changes them."""
+        with self.lock:
+            if self._within == 0:
+                self._turn, self._libraries = sys.getswitchinterval(), [(one, one.get_num_threads()) for one in _blas()]
+                try:
+                    self._change(TURN, [(library, 1) for library, _ in self._libraries])
+                except BaseException:                   # Ctrl-C
+                    self._change(self._turn, self._libraries)
+                    raise
+            self._within += 1
+
+    def leave(self) -> None:
+        """The last one changes them back."""
+        with self.lock:
+            self._within -= 1
+            if self._within == 0:
+                self._change(self._turn, self._libraries)
+
+    @staticmethod
+    def _change(turn: float, libraries: list[tuple[LibController, int]]) -> None:
+        sys.setswitchinterval(turn)
+        for library, number in libraries:
+            library.set_num_threads(number)
+
+
 class sharing:
-    """Within it two settings of the process are those for threads that share work.
+    """Within it two settings of the process are those for threads that share work, until the last one has left it.
 
     BLAS is held to one thread, because its number of threads decides the order of its sums. And a thread that waits for
     the interpreter insists on it after TURN: between NumPy's calls the others have it so shortly that it may miss it
     again and again, until that time is over.
 
-    While one caller holds the settings, callers from other threads leave them alone: if each restored what it had met,
-    BLAS could stay at one thread. Setting them takes 3 µs and more: whoever calls `run` several times holds them over
-    all of them.
+    Changing them takes 3 µs and more: whoever calls `run` several times is within it all the time.
     """
 
     def __enter__(self) -> None:
-        self._holding = _team.settings if _team.settings.acquire(blocking=False) else None
-        self._before: list[tuple[LibController, int]] = []
-        if self._holding is not None:
-            try:
-                self._turn = sys.getswitchinterval()
-                self._before = [(library, library.get_num_threads()) for library in _blas()]
-                sys.setswitchinterval(TURN)
-                for library, _ in self._before:
-                    library.set_num_threads(1)
-            except BaseException:
-                self.__exit__()
-                raise
+        self._settings = _team.settings                 # in a forked process another's
+        self._settings.enter()
 
     def __exit__(self, *exception: Any) -> None:
-        if self._holding is not None:
-            try:
-                for library, before in self._before:
-                    library.set_num_threads(before)
-                sys.setswitchinterval(self._turn)
-            finally:
-                self._holding.release()
+        self._settings.leave()
 
 
 @lru_cache(maxsize=1)
@@ -319,10 +341,16 @@ def _blas() -> list[LibController]:
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
+_local = _Thread()
+_team = _Team()
+
+
 def _after_fork() -> None:
     """A forked process has none of the threads, so nobody will finish their work or release their lock."""
     global _local, _team
+    promises = _team.promises
     _local, _team = _Thread(), _Team()              # the copy may have been made within a job
+    _team.promises = promises                       # whoever has been promised something takes it
 
 
 if hasattr(os, "register_at_fork"):
