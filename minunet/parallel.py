@@ -46,7 +46,7 @@ class _Team:
         self.runs: list[_Run] = []                      # whose jobs have not all been taken
         self.background: list[_Run] = []                # those of promises
         self.promises: deque[Promise] = deque()         # that nobody has begun
-        self.settings = _Settings()
+        self.settings = threading.Lock()                # held by the caller that has made them those of `sharing`
 
     def call(self, count: int) -> None:
         """Wake so many workers, or make them."""
@@ -282,57 +282,40 @@ def _wait(finished: threading.Lock, other_work: Callable[[], bool]) -> None:
             return
 
 
-class _Settings:
-    """Of the process: those that `sharing` has met, and how many are within it, who share a lock to change them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._within = 0
-        self._libraries: list[tuple[LibController, int]] = []
-        self._turn = 0.0
-
-    def enter(self) -> None:
-        """The first one changes them."""
-        with self.lock:
-            if self._within == 0:
-                self._turn, self._libraries = sys.getswitchinterval(), [(one, one.get_num_threads()) for one in _blas()]
-                try:
-                    self._change(TURN, [(library, 1) for library, _ in self._libraries])
-                except BaseException:                   # Ctrl-C
-                    self._change(self._turn, self._libraries)
-                    raise
-            self._within += 1
-
-    def leave(self) -> None:
-        """The last one changes them back."""
-        with self.lock:
-            self._within -= 1
-            if self._within == 0:
-                self._change(self._turn, self._libraries)
-
-    @staticmethod
-    def _change(turn: float, libraries: list[tuple[LibController, int]]) -> None:
-        sys.setswitchinterval(turn)
-        for library, number in libraries:
-            library.set_num_threads(number)
-
-
 class sharing:
-    """Within it two settings of the process are those for threads that share work, until the last one has left it.
+    """Within it two settings of the process are those for threads that share work.
 
     BLAS is held to one thread, because its number of threads decides the order of its sums. And a thread that waits for
     the interpreter insists on it after TURN: between NumPy's calls the others have it so shortly that it may miss it
     again and again, until that time is over.
 
-    Changing them takes 3 µs and more: whoever calls `run` several times is within it all the time.
+    While one caller holds the settings, callers from other threads leave them alone: if each restored what it had met,
+    BLAS could stay at one thread. Nor does the last one restore what the first had met: OpenBLAS may not listen to
+    another thread. Setting them takes 3 µs and more: whoever calls `run` several times holds them over all of them.
     """
 
     def __enter__(self) -> None:
-        self._settings = _team.settings                 # in a forked process another's
-        self._settings.enter()
+        self._holding = _team.settings if _team.settings.acquire(blocking=False) else None
+        self._before: list[tuple[LibController, int]] = []
+        if self._holding is not None:
+            try:
+                self._turn = sys.getswitchinterval()
+                self._before = [(library, library.get_num_threads()) for library in _blas()]
+                sys.setswitchinterval(TURN)
+                for library, _ in self._before:
+                    library.set_num_threads(1)
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __exit__(self, *exception: Any) -> None:
-        self._settings.leave()
+        if self._holding is not None:
+            try:
+                for library, before in self._before:
+                    library.set_num_threads(before)
+                sys.setswitchinterval(self._turn)
+            finally:
+                self._holding.release()
 
 
 @lru_cache(maxsize=1)

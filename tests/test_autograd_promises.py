@@ -135,25 +135,31 @@ def test_a_ready_gradient_waits_for_one_that_was_promised_to_the_same_leaf_befor
     np.testing.assert_allclose(w.grad, 10 * w.data + w.data)
 
 
-def test_a_ready_gradient_comes_at_once_where_none_was_promised_before():
-    w, later, seen = leaf(3), leaf(3), []
+@pytest.mark.parametrize("before", [True, False])
+def test_a_ready_gradient_comes_at_once_where_none_was_promised_to_its_leaf(before):
+    """Whatever was promised to another leaf: gradients that wait take memory."""
+    w, promised, seen = leaf(3), leaf(3), []
 
     def look_backward(dy, cache):
-        seen.append((w.grad is not None, later.grad is not None))
+        seen.append((promised.grad is not None, w.grad is not None))
         return (dy,)
 
     look = lift(lambda x: (x + 0, None), look_backward)
     with all_busy():
-        scale(call)(look(scale(parallel.later)(look(leaf(3)), later)), w).sum().backward()
-    assert seen == [(True, False)] * 2
+        y = look(leaf(3))
+        for give, one in [(call, w), (parallel.later, promised)][::1 if before else -1]:
+            y = scale(give)(y, one)
+        y.sum().backward()
+    assert seen == [(False, True)] and promised.grad is not None
 
 
 def test_gradients_of_a_leaf_that_is_a_result_come_first():
-    w, x = leaf(3, dtype=np.float32), Tensor(np.ones(3, np.float32))
+    ones = np.ones(3, np.float32)
+    w = Tensor(ones, requires_grad=True)
     with all_busy():
-        y = scale(parallel.later, -1e8)(x, w)
-        autograd.walk([y, w], [np.ones(3, np.float32), np.full(3, 1e8, np.float32)])
-    np.testing.assert_array_equal(w.grad, np.zeros(3))
+        y = scale(parallel.later, -1e8)(scale(parallel.later)(ones, w), w)
+        autograd.walk([y, w], [ones, np.full(3, 1e8, np.float32)])
+    np.testing.assert_array_equal(w.grad, ones)             # (1e8 − 1e8) + 1
 
 
 def test_gradients_add_up_to_those_of_an_earlier_backward():
@@ -285,6 +291,13 @@ def test_a_promised_gradient_that_does_not_fit_is_reported(spoil, got, on_leaf):
         with pytest.raises(ValueError, match=message):
             op(leaf(3), w if on_leaf else w * 1.0).sum().backward()
         assert not parallel._team.promises and w.grad is None
+
+
+def test_one_promise_for_two_inputs_is_refused():
+    a, b = leaf(3), leaf(3)
+    op = lift(lambda a, b: (a + b, None), lambda dy, cache: (parallel.later(lambda: dy * 3),) * 2)
+    with all_busy(), pytest.raises(RuntimeError, match="this promise was taken before"):
+        op(a, b).sum().backward()
 
 
 # exceptions

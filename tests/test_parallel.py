@@ -106,8 +106,9 @@ def test_an_exception_is_carried_out(use, count, failing):
     assert parallel.run(lambda number: number, range(10)) == list(range(10))        # and the next run is a new one
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("failing", [{True}, {False}, {True, False}], ids=["caller", "other", "both"])
-def test_an_exception_of_any_thread_is_carried_out_and_keeps_no_memory(use, failing):
+def test_an_exception_of_any_thread_is_carried_out_and_keeps_no_memory(use, failing, error):
     """The arrays of a run that failed return by reference count."""
     def attempt():
         array, both = np.ones(1000), threading.Barrier(2)
@@ -115,9 +116,9 @@ def test_an_exception_of_any_thread_is_carried_out_and_keeps_no_memory(use, fail
         def job(number, array=array):
             both.wait(10)
             if (threading.current_thread() is threading.main_thread()) in failing:
-                raise ZeroDivisionError(number, array.sum())
+                raise error(number, array.sum())
 
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(error):
             parallel.run(job, range(2))
         return weakref.ref(array)
 
@@ -133,6 +134,7 @@ def test_an_exception_of_any_thread_is_carried_out_and_keeps_no_memory(use, fail
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_nested_call_runs_in_the_thread_of_its_job(use, count, blas):
     def inner(job):
+        assert len(parallel._team.runs) <= 1                # no other may join it
         return threading.get_ident(), job
 
     def outer(job):
@@ -231,6 +233,33 @@ def test_blas_has_one_thread_after_a_caller_was_interrupted_before_its_jobs(use,
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parallel, "_blas", interrupt)
         parallel.run(abs, range(4))
+    assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
+
+
+def test_blas_has_its_own_threads_after_a_caller_was_interrupted_while_it_set_them(use, blas):
+    class Interrupted:
+        """BLAS, the first setting of which Ctrl-C meets."""
+
+        def __init__(self, library):
+            self._library, self.numbers = library, []
+
+        def __getattr__(self, name):
+            return getattr(self._library, name)
+
+        def set_num_threads(self, number):
+            self.numbers.append(number)
+            self._library.set_num_threads(number)
+            if len(self.numbers) == 1:
+                raise KeyboardInterrupt
+
+        _real_set_num_threads = set_num_threads
+
+    use(2)
+    libraries = [*map(Interrupted, parallel._blas())]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel, "_blas", lambda: libraries)
+        parallel.run(abs, range(4))
+    assert libraries[0].numbers == [1, 2] and blas_threads() == 2
     assert set(parallel.run(lambda job: blas_threads(), range(4))) == {1}
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -110,6 +110,17 @@ def test_the_taker_makes_what_nobody_has_begun():
             assert [*parallel._team.promises] == promises[:left]        # it makes no other
 
 
+def test_the_first_promise_is_made_first():
+    made, all_made = [], threading.Event()
+    with all_busy() as release:
+        for number in range(5):
+            parallel.later(partial(made.append, number))
+        parallel.later(all_made.set)
+        release(1)
+        wait_for(all_made)
+    assert made == [0, 1, 2, 3, 4]
+
+
 def test_the_taker_makes_another_promise_while_it_waits():
     with all_busy() as release:
         begun, made = threading.Event(), threading.Event()
@@ -184,6 +195,28 @@ def test_runs_that_somebody_waits_for_come_before_those_of_promises_and_these_be
         thread.join(WAIT)
         promise.take()
     assert order == ["foreground"] * seats + ["background"] * seats + ["promise"]
+
+
+# a promise is taken once
+
+@MAKERS
+def test_a_promise_that_was_taken_cannot_be_taken_again(maker):
+    for function in (lambda: 5, lambda: {}["key"]):
+        with promised(function, maker) as promise:
+            with suppress(KeyError):
+                promise.take()
+            with pytest.raises(RuntimeError, match="this promise was taken before; a promise is taken once, within"):
+                promise.take()
+        with pytest.raises(RuntimeError, match="this promise was taken before"):
+            promise.take()
+
+
+@MAKERS
+def test_a_promise_that_was_forgotten_cannot_be_taken(maker):
+    with promised(lambda: 5, maker) as promise:
+        pass
+    with pytest.raises(RuntimeError, match="this promise was forgotten before; a promise is taken once, within"):
+        promise.take()
 
 
 # called at once
@@ -465,9 +498,11 @@ def test_nested_runs_and_promises_give_what_one_thread_gives(use, blas, count, c
 # other processes
 
 FORK = """
-import os, threading, warnings
+import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)         # Python 3.12 and later warn of forks beside threads
 from minunet import parallel
+
+os.register_at_fork(after_in_child=lambda: signal.alarm(60))        # a child that waits for ever ends
 
 def work():
     with parallel.overlap():
@@ -489,9 +524,15 @@ with parallel.overlap():
     second = parallel.later(lambda: child_ends_well(os.fork()))     # made by the taker
     third = parallel.later(lambda: 3)
     assert child_ends_well(os.fork())                       # beside promises that others make or nobody has begun
-    assert second.take() and third.take() == 3
-    go.set()
-    first.take()
+    child = os.fork()
+    assert third.take() == 3                                # in both processes, which then leave `overlap`
+    if child:
+        assert second.take()
+        go.set()
+        first.take()
+if child == 0:
+    os._exit(not work())
+assert os.waitpid(child, 0)[1] == 0
 assert work() and child_ends_well(os.fork())
 print("done")
 """
@@ -550,6 +591,35 @@ def test_what_a_promise_referred_to_is_free_when_it_has_been_taken(maker, no_col
         del array
         result = weakref.ref(promise.take())
         assert seen() is None and result() is None
+
+
+class Held:
+    """A lock; who opens it goes on when `go` is set."""
+
+    def __init__(self, lock, go):
+        self.acquire, self._lock, self._go = lock.acquire, lock, go
+
+    def release(self):
+        self._lock.release()
+        wait_for(self._go)
+
+
+@pytest.mark.parametrize("function", [partial(np.add, 1), np.linalg.inv])     # of a vector: this fails
+def test_its_maker_refers_to_nothing_any_more_when_the_taker_goes_on(function, no_collector):
+    array, begun, go = np.ones(10), threading.Event(), threading.Event()
+    seen = weakref.ref(array)
+    with all_busy() as release:
+        promise = parallel.later(partial(_begin, begun, partial(function, array)))
+        promise._finished = Held(promise._finished, go)
+        release(1)
+        wait_for(begun)
+        del array
+        try:
+            with suppress(np.linalg.LinAlgError):
+                promise.take()
+            assert seen() is None
+        finally:
+            go.set()
 
 
 @MAKERS

@@ -80,13 +80,17 @@ def blas_threads():
 
 @contextmanager
 def two_blas_threads():
-    """BLAS with two threads, whatever the machine has; at the end they are still two, and threads take their turns."""
+    """BLAS with two threads, whatever the machine has; at the end they are still two, and threads' turns as long."""
     turn = sys.getswitchinterval()
-    with threadpool_limits(2, "blas"):
-        if blas_threads() != 2:
-            pytest.skip("this BLAS has no two threads")
-        yield
-        assert blas_threads() == 2 and sys.getswitchinterval() == turn
+    sys.setswitchinterval(0.002)
+    try:
+        with threadpool_limits(2, "blas"):
+            if blas_threads() != 2:
+                pytest.skip("this BLAS has no two threads")
+            yield
+            assert (blas_threads(), round(sys.getswitchinterval(), 6)) == (2, 0.002)
+    finally:
+        sys.setswitchinterval(turn)
 
 
 def run_script(code):
