@@ -25,7 +25,7 @@ from threadpoolctl import LibController, ThreadpoolController
 
 from minunet.errors import UserError
 
-TURN = 3e-4         # s
+TURN = 3e-4         # s, after which a thread that waits for the interpreter insists on it
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -46,12 +46,15 @@ class _Team:
         self.runs: list[_Run] = []                      # whose jobs have not all been taken
         self.background: list[_Run] = []                # those of promises
         self.promises: deque[Promise] = deque()         # that nobody has begun
-        self.settings = threading.Lock()                # held by the caller that has made them those of `sharing`
+        self.settings = _Settings()
+        self._making = threading.Lock()
 
     def call(self, count: int) -> None:
         """Wake so many workers, or make them."""
-        while len(self.workers) < count:
-            self.workers.append(_Worker(len(self.workers)))
+        if len(self.workers) < count:
+            with self._making:                          # each has a number of its own
+                while len(self.workers) < count:
+                    self.workers.append(_Worker(len(self.workers)))
         for worker in self.workers[:count]:
             worker.wake()
 
@@ -116,14 +119,14 @@ class _Run:
     def step(self) -> bool:
         """Do a job, if one is left, in the caller's context: NumPy's errstate belongs to it."""
         for index in self._waiting:
-            _local.in_job = True
+            before, _local.in_job = _local.in_job, True         # whoever takes a promise within a job helps meanwhile
             try:
                 self._results[index] = self._context.copy().run(self._function, self._jobs[index])
             except BaseException as error:
                 self._failed.append(error)
                 self.cancel()                           # nobody takes up another job
             finally:
-                _local.in_job = False
+                _local.in_job = before
                 self._end()
             return True
         return False
@@ -181,7 +184,8 @@ class Promise:
     def forget(self) -> None:
         """It is not needed any more; if somebody is making it, they go on."""
         self._gone = self._gone or "forgotten"
-        self._begin()
+        if self._begin():
+            self._function = None
 
     def make(self) -> None:
         """By the thread that has taken it off the list."""
@@ -211,7 +215,7 @@ def later(function: Callable[[], Any]) -> Any:
 
     What function reads must stay as it is until the promise is taken.
     """
-    if _local.promises is None or _local.in_job or threads() == 1:
+    if _local.promises is None or _local.in_job or _local.in_promise or threads() == 1:
         return function()
     promise = Promise(function)
     _local.promises.append(promise)
@@ -225,13 +229,13 @@ def overlap() -> Iterator[None]:
     """Within it `later` puts work aside. At its end, promises that nobody has taken are forgotten."""
     promises: list[Promise] = []
     before, _local.promises = _local.promises, promises
-    try:
-        with sharing():
+    with sharing():
+        try:
             yield
-    finally:
-        for promise in promises:
-            promise.forget()
-        _local.promises = before
+        finally:
+            _local.promises = before
+            for promise in promises:
+                promise.forget()
 
 
 class _Worker:
@@ -282,40 +286,58 @@ def _wait(finished: threading.Lock, other_work: Callable[[], bool]) -> None:
             return
 
 
+class _Settings:
+    """Of the process: what the first caller within `sharing` has met, and how many callers are within it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._turn = sys.getswitchinterval()
+        self._libraries: list[tuple[LibController, int]] = []
+
+    def enter(self) -> None:
+        """The first one changes them."""
+        with self._lock:
+            if self._within == 0:
+                self._turn, self._libraries = sys.getswitchinterval(), [(one, one.get_num_threads()) for one in _blas()]
+                try:
+                    self._change(TURN, [(library, 1) for library, _ in self._libraries])
+                except BaseException:                   # Ctrl-C
+                    self._change(self._turn, self._libraries)
+                    raise
+            self._within += 1
+
+    def leave(self) -> None:
+        """The last one changes them back."""
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._change(self._turn, self._libraries)
+
+    @staticmethod
+    def _change(turn: float, libraries: list[tuple[LibController, int]]) -> None:
+        sys.setswitchinterval(turn)
+        for library, number in libraries:
+            # threadpoolctl's own method ignores all threads but the first that has called it
+            getattr(library, "_real_set_num_threads", library.set_num_threads)(number)
+
+
 class sharing:
-    """Within it two settings of the process are those for threads that share work.
+    """Within it two settings of the process are those for threads that share work, until the last one has left it.
 
     BLAS is held to one thread, because its number of threads decides the order of its sums. And a thread that waits for
     the interpreter insists on it after TURN: between NumPy's calls the others have it so shortly that it may miss it
     again and again, until that time is over.
 
-    While one caller holds the settings, callers from other threads leave them alone: if each restored what it had met,
-    BLAS could stay at one thread. Nor does the last one restore what the first had met: OpenBLAS may not listen to
-    another thread. Setting them takes 3 µs and more: whoever calls `run` several times holds them over all of them.
+    Changing them takes 3 µs and more: whoever calls `run` several times is within it all the time.
     """
 
     def __enter__(self) -> None:
-        self._holding = _team.settings if _team.settings.acquire(blocking=False) else None
-        self._before: list[tuple[LibController, int]] = []
-        if self._holding is not None:
-            try:
-                self._turn = sys.getswitchinterval()
-                self._before = [(library, library.get_num_threads()) for library in _blas()]
-                sys.setswitchinterval(TURN)
-                for library, _ in self._before:
-                    library.set_num_threads(1)
-            except BaseException:
-                self.__exit__()
-                raise
+        self._settings = _team.settings                 # in a forked process another's
+        self._settings.enter()
 
     def __exit__(self, *exception: Any) -> None:
-        if self._holding is not None:
-            try:
-                for library, before in self._before:
-                    library.set_num_threads(before)
-                sys.setswitchinterval(self._turn)
-            finally:
-                self._holding.release()
+        self._settings.leave()
 
 
 @lru_cache(maxsize=1)

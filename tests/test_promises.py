@@ -500,15 +500,22 @@ def test_nested_runs_and_promises_give_what_one_thread_gives(use, blas, count, c
 FORK = """
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)         # Python 3.12 and later warn of forks beside threads
+from threadpoolctl import threadpool_info
 from minunet import parallel
 
+def blas_threads():
+    return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+
+before = blas_threads()
 os.register_at_fork(after_in_child=lambda: signal.alarm(60))        # a child that waits for ever ends
 
 def work():
+    outside = blas_threads()
     with parallel.overlap():
         begun = threading.Event()
         promise = parallel.later(lambda: (begun.set(), parallel.run(abs, [-1, -2, -3]))[1])
-        return begun.wait(30) and promise.take() == [1, 2, 3]
+        assert begun.wait(30) and promise.take() == [1, 2, 3] and set(blas_threads()) == {1}
+    return blas_threads() == outside
 
 def child_ends_well(child):
     if child == 0:
@@ -530,6 +537,7 @@ with parallel.overlap():
         assert second.take()
         go.set()
         first.take()
+assert blas_threads() == before
 if child == 0:
     os._exit(not work())
 assert os.waitpid(child, 0)[1] == 0

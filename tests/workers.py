@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -59,12 +59,27 @@ def nothing_is_left():
 
 
 def interrupt_the_main_thread_when_it_waits():
-    """Ctrl-C, once the main thread waits at the end of a run or for a promise."""
-    main, limit = threading.main_thread().ident, time.monotonic() + WAIT
-    while parallel._wait.__code__ not in _codes(sys._current_frames()[main]):
+    """Ctrl-C, once the main thread waits at the end of a run or for a promise.
+
+    And again: Python does not notice a signal that comes just before the system puts the thread to sleep.
+    """
+    main = threading.main_thread().ident
+    _until(lambda: _waits(main))
+    for _ in range(WAIT):
+        signal.pthread_kill(main, signal.SIGINT)
+        with suppress(AssertionError):
+            return _until(lambda: not _waits(main), 1)
+
+
+def _until(condition, seconds=WAIT):
+    limit = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < limit
         time.sleep(0.001)
-    signal.pthread_kill(main, signal.SIGINT)
+
+
+def _waits(thread):
+    return parallel._wait.__code__ in _codes(sys._current_frames()[thread])
 
 
 def _codes(frame):
