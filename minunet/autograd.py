@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -218,7 +219,7 @@ class Arrival(NamedTuple):
 def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
     """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth).
 
-    A backward may give a leaf a promise of its gradient (`parallel.later`). Leaves get theirs in the order of the walk.
+    A gradient may be a promise of one (`parallel.later`). Leaves get theirs in the order of the walk.
     """
     gradients: dict[Node, list[np.ndarray | None]] = {}
     arrivals: deque[Arrival] = deque()
@@ -345,7 +346,9 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
             keyword arguments constants. y is an array, or a tuple of arrays: the op then returns as many Tensors.
         backward: gradients = backward(dy, cache), one for each positional argument. dy has the form of y: of a tuple
             it is a tuple, with None for each Tensor that no result depends on. If it takes `needs`, it gets a bool for
-            each input and may return None where it is False.
+            each input and may return None where it is False. If it takes `later`, it may return later(function) for
+            what function() would return and no other op needs: it is called when a thread has time, before the walk
+            ends.
         also: further results from the cache, returned behind y as they are.
         kink: the discrete decisions in the cache (signs, winners) on which the slope depends; `gradcheck` compares
             them on both sides of a step. A tuple of arrays if there are several.
@@ -357,7 +360,7 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
     >>> x.grad
     array([6.], dtype=float32)
     """
-    selective = "needs" in inspect.signature(backward).parameters
+    wanted = inspect.signature(backward).parameters
 
     def op(*inputs: Any, **options: Any) -> Any:
         tensors = [i if i is None or isinstance(i, Tensor) else Tensor(i) for i in inputs]
@@ -370,8 +373,8 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
         outs = [Tensor(a) for a in (y if isinstance(y, tuple) else (y,))]
         needs = tuple(t is not None and t.requires_grad for t in tensors)
         if _recording.get() and any(needs):
-            passed = _with_needs(backward, needs) if selective else backward
-            attach(outs, Node(forward.__name__, y, passed, cache, tensors))
+            more = {name: value for name, value in (("needs", needs), ("later", parallel.later)) if name in wanted}
+            attach(outs, Node(forward.__name__, y, partial(backward, **more), cache, tensors))
         kinks = _kinks.get()
         if kink is not None and kinks is not None:
             decisions = kink(cache)
@@ -387,10 +390,6 @@ def attach(results: Sequence[Tensor], node: Node) -> None:
     """Make the results an op's: gradients that reach them go on through its node."""
     for position, result in enumerate(results):
         result.requires_grad, result._source = True, Output(node, position)
-
-
-def _with_needs(backward: Callable[..., Any], needs: tuple[bool, ...]) -> Callable[..., Any]:
-    return lambda dy, cache: backward(dy, cache, needs)
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet import memory
+from minunet import memory, parallel
 from minunet.backend import on_gpu, same_dtype
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops import norm
 from minunet.ops import pool as pooling
-from minunet.ops.conv import check_images, image_gradients, weight_gradient
+from minunet.ops.conv import Later, check_images, image_gradients, weight_gradient
 from minunet.ops.rows import count_rows, in_blocks
 
 Arrays = tuple[np.ndarray, ...]
@@ -88,7 +88,8 @@ def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.n
     return (y, maxima) if pool else y, Unit(A, xs, normalised, maxima)
 
 
-def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...]) -> tuple[np.ndarray | None, ...]:
+def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later: Later = parallel.at_once
+                            ) -> tuple[np.ndarray | None, ...]:
     """Backwards through the four steps.
 
     A maximum passes its gradient on to its winner, the first of equal numbers; there y's own gradient is added, and the
@@ -107,7 +108,7 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...]) -> tu
         dz, dgamma, dbeta = norm.batch_norm_backward(dy, normalised)
     else:
         dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)
-    dw = weight_gradient(A, xs, dz) if needs[0] else None
+    dw = weight_gradient(A, xs, dz, later) if needs[0] else None
     return dw, dgamma, dbeta, *image_gradients(A, xs, dz, needs[3:])
 
 

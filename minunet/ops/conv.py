@@ -11,6 +11,7 @@ x of a convolution may be several images whose channels lie side by side: they a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from minunet.ops.activation import relu_backward
 from minunet.ops.sums import channel_sum
 
 Gradients = tuple[np.ndarray | None, ...]
+Later = Callable[[Callable[[], np.ndarray]], Any]
 
 COLUMNS = 256               # of a linear layer's product that are one job
 
@@ -54,7 +56,8 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.
     return y, Convolved(A, xs, y if relu else None)
 
 
-def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = (True, True, True),
+                    later: Later = parallel.at_once) -> Gradients:
     """<dy, A x> = <Aᵀ dy, x>, so dx = Aᵀ dy. The same product as a function of w has the gradient weight_grad(x, dy).
 
     b is added to every pixel, so db is the sum of dy over all pixels. A fused ReLU's gradient comes first.
@@ -62,14 +65,14 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
     A, xs, y = cache
     if y is not None:
         dy, = relu_backward(dy, y)
-    dw = weight_gradient(A, xs, dy) if needs[1] else None
+    dw = weight_gradient(A, xs, dy, later) if needs[1] else None
     dx, *more = image_gradients(A, xs, dy, (needs[0], *needs[3:]))
     return dx, dw, channel_sum(dy) if needs[2] else None, *more
 
 
-def weight_gradient(A: ConvMatrix, xs: Any, y: Any) -> Any:
-    """A.weight_grad(xs, y); on the CPU it may be put aside: no other op needs it."""
-    return A.weight_grad(xs, y) if on_gpu(A.weight) else parallel.later(lambda: A.weight_grad(xs, y))
+def weight_gradient(A: ConvMatrix, xs: Any, y: Any, later: Later) -> Any:
+    """A.weight_grad(xs, y), on the CPU later: no other op needs it."""
+    return A.weight_grad(xs, y) if on_gpu(A.weight) else later(lambda: A.weight_grad(xs, y))
 
 
 def image_gradients(A: ConvMatrix, xs: tuple[np.ndarray, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
@@ -90,10 +93,11 @@ def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, 
     return A.T.affine(x, b), (A, x)
 
 
-def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True)) -> Gradients:
+def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...] = (True, True, True),
+                              later: Later = parallel.at_once) -> Gradients:
     """<dy, Aᵀ x> = <A dy, x>, so dx = A dy. As a function of w, <x, A dy> has the gradient weight_grad(dy, x)."""
     A, x = cache
-    dw = weight_gradient(A, dy, x) if needs[1] else None
+    dw = weight_gradient(A, dy, x, later) if needs[1] else None
     return A @ dy if needs[0] else None, dw, channel_sum(dy) if needs[2] else None
 
 
