@@ -222,15 +222,16 @@ def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
     A gradient may be a promise of one (`parallel.later`). Leaves get theirs in the order of the walk.
     """
     gradients: dict[Node, list[np.ndarray | None]] = {}
-    arrivals: deque[Arrival] = deque()
-    for position, (result, dy) in enumerate(zip(results, dys)):
+    for result, dy in zip(results, dys):
         if dy is not None and result._source is not None:
             _add_to(gradients, result._source, dy)
-        elif dy is not None and result.requires_grad:
-            _arrive(Arrival("walk", position, result, [dy]), arrivals)
     users = _count_users(list(gradients))
+    for result, dy in zip(results, dys):
+        if dy is not None and result._source is None and result.requires_grad:
+            _accumulate(result, [dy])
     del dys, dy
     ready = [node for node in gradients if users[node] == 0]
+    arrivals: deque[Arrival] = deque()
     with parallel.overlap():
         while ready:
             node = ready.pop()

@@ -26,6 +26,7 @@ from threadpoolctl import LibController, ThreadpoolController
 from minunet.errors import UserError
 
 TURN = 3e-4         # s, after which a thread that waits for the interpreter insists on it
+LOOK = 1e-3         # s, after which a thread that waits for others looks for work again
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -284,10 +285,9 @@ def _make_promise() -> bool:
 
 
 def _wait(finished: threading.Lock, other_work: Callable[[], bool]) -> None:
-    """Until the lock is open; meanwhile, do other work as long as there is some."""
+    """Until the lock is open; meanwhile, do other work: a promise may begin several runs one after the other."""
     while not finished.acquire(blocking=False):
-        if not other_work():
-            finished.acquire()
+        if not other_work() and finished.acquire(timeout=LOOK):
             return
 
 

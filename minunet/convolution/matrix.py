@@ -132,10 +132,13 @@ class ConvMatrix:
         return y.ravel() if _is_vector(x) else y
 
     def with_each(self, x: Any, each: Callable[[np.ndarray], Any]) -> tuple[np.ndarray, list[Any]]:
-        """A x (on the CPU), and in a fixed order what each makes of its blocks, while they are in a core's cache.
+        """A x, and in a fixed order what each makes of its blocks, while they are in a core's cache.
 
         x (N, H, W, C) -> (N, OH, OW, F). A block is (rows, L·F) with L pixels a row, which lie anywhere in the images.
+        Raises ValueError on another device than the CPU, where products have no such blocks.
         """
+        if self.device != "cpu":
+            raise ValueError(f"with_each works on the CPU; this matrix is on {self.device}")
         return self._product(self._images(x), None, False, each)
 
     def weight_grad(self, x: Any, y: Any) -> np.ndarray:

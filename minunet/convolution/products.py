@@ -91,7 +91,7 @@ def multiply(a: np.ndarray, right: list[np.ndarray], out: np.ndarray) -> None:
 def multiply_each(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """out = a b for stacks of matrices (..., M, K) and (..., K, N), which may be transposed; b may be fewer than a."""
     k, n = b.shape[-2:]
-    if abs(b.strides[-2]) < abs(b.strides[-1]):     # transposed, which small products would read column by column
+    if b.strides[-2] < b.strides[-1]:               # transposed, which small products would read column by column
         np.matmul(a, b, out=out)
         return
     fitting = UNPACKED // (HEIGHT * k) // WIDTH * WIDTH
