@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minunet import parallel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WAIT = 30           # s, for what comes in any case
 
+MAKERS = pytest.mark.parametrize("maker", ["taker", "other"])
 interrupts = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system cannot interrupt a thread")
 
 
@@ -48,6 +50,25 @@ def all_busy(least=1):
                 yield gate.release
             finally:
                 gate.release(count)
+
+
+@contextmanager
+def promised(function, maker):
+    """A promise that another thread has begun, or that nobody but the taker can make."""
+    with all_busy() as release:
+        begun = threading.Event()
+        promise = parallel.later(partial(begin_and_do, begun, function))
+        del function                                        # the promise alone refers to it
+        if maker == "other":
+            release(1)
+            wait_for(begun)
+        yield promise
+
+
+def begin_and_do(begun, function):
+    """What function returns, after telling that it has begun."""
+    begun.set()
+    return function()
 
 
 def nothing_is_left():

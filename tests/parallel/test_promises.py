@@ -1,75 +1,25 @@
-"""Promises: who makes them and when, exceptions, what is forgotten, several callers, forks, interrupts, memory."""
+"""Promises: who makes them and when, exceptions, what is forgotten, the context, several callers."""
 
 import contextvars
-import gc
-import os
-import signal
 import threading
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pytest
 
 from minunet import parallel
-from tests.workers import (
+from tests.parallel.workers import (
+    MAKERS,
     WAIT,
     all_busy,
-    blas_threads,
-    interrupt_the_main_thread_when_it_waits,
-    interrupts,
     meet,
     nothing_is_left,
-    run_script,
-    two_blas_threads,
+    promised,
     wait_for,
 )
 
-MAKERS = pytest.mark.parametrize("maker", ["taker", "other"])
-
-
-@pytest.fixture
-def use(monkeypatch):
-    """Set the number of threads."""
-    return lambda count: monkeypatch.setenv("MINUNET_NUM_THREADS", str(count))
-
-
-@pytest.fixture
-def blas():
-    """BLAS with two threads, whatever the machine has; after the test they are still two."""
-    with two_blas_threads():
-        yield
-
-
-@pytest.fixture
-def no_collector():
-    """Memory returns by reference count, or not at all."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@contextmanager
-def promised(function, maker):
-    """A promise that another thread has begun, or that nobody but the taker can make."""
-    with all_busy() as release:
-        begun = threading.Event()
-        promise = parallel.later(partial(_begin, begun, function))
-        del function                                        # the promise alone refers to it
-        if maker == "other":
-            release(1)
-            wait_for(begun)
-        yield promise
-
-
-def _begin(begun, function):
-    begun.set()
-    return function()
-
-
-# who makes it
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("step", [1, -1, 3])
@@ -380,36 +330,6 @@ def test_what_a_promise_sets_in_its_context_stays_there(maker):
         assert variable.get() == "before"
 
 
-# BLAS's own threads
-
-@MAKERS
-def test_blas_has_one_thread_within_overlap_and_its_own_afterwards(maker, blas):
-    with parallel.overlap():
-        assert blas_threads() == 1
-        with parallel.overlap():
-            assert blas_threads() == 1
-        parallel.run(abs, range(4))
-        assert blas_threads() == 1
-    assert blas_threads() == 2
-    with promised(blas_threads, maker) as promise:
-        assert promise.take() == 1
-    assert blas_threads() == 2
-    with promised(lambda: parallel.run(lambda job: blas_threads(), range(4)), maker) as promise:
-        assert promise.take() == [1, 1, 1, 1]
-
-
-@MAKERS
-def test_blas_has_its_own_threads_after_an_exception(maker, blas):
-    with pytest.raises(KeyError), parallel.overlap():
-        raise KeyError
-    assert blas_threads() == 2
-    with pytest.raises(KeyError), promised(lambda: {}["key"], maker) as promise:
-        promise.take()
-    assert blas_threads() == 2
-    with pytest.raises(KeyError), promised(lambda: parallel.run({}.__getitem__, range(5)), maker) as promise:
-        promise.take()
-
-
 # several callers
 
 def in_threads(*callers):
@@ -493,159 +413,3 @@ def test_nested_runs_and_promises_give_what_one_thread_gives(use, blas, count, c
     for results in in_threads(*[lambda: [compute(tree) for tree in trees]] * callers):
         assert results == expected
     assert nothing_is_left()
-
-
-# other processes
-
-FORK = """
-import os, signal, threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)         # Python 3.12 and later warn of forks beside threads
-from threadpoolctl import threadpool_info
-from minunet import parallel
-
-def blas_threads():
-    return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
-
-before = blas_threads()
-os.register_at_fork(after_in_child=lambda: signal.alarm(60))        # a child that waits for ever ends
-
-def work():
-    outside = blas_threads()
-    with parallel.overlap():
-        begun = threading.Event()
-        promise = parallel.later(lambda: (begun.set(), parallel.run(abs, [-1, -2, -3]))[1])
-        assert begun.wait(30) and promise.take() == [1, 2, 3] and set(blas_threads()) == {1}
-    return blas_threads() == outside
-
-def child_ends_well(child):
-    if child == 0:
-        os._exit(not (parallel.later(lambda: 7) == 7 and work()))
-    return os.waitpid(child, 0)[1] == 0
-
-assert work()
-assert child_ends_well(os.fork())
-with parallel.overlap():
-    begun, go = threading.Event(), threading.Event()
-    first = parallel.later(lambda: (begun.set(), go.wait(30)))
-    assert begun.wait(30)
-    second = parallel.later(lambda: child_ends_well(os.fork()))     # made by the taker
-    third = parallel.later(lambda: 3)
-    assert child_ends_well(os.fork())                       # beside promises that others make or nobody has begun
-    child = os.fork()
-    assert third.take() == 3                                # in both processes, which then leave `overlap`
-    if child:
-        assert second.take()
-        go.set()
-        first.take()
-assert blas_threads() == before
-if child == 0:
-    os._exit(not work())
-assert os.waitpid(child, 0)[1] == 0
-assert work() and child_ends_well(os.fork())
-print("done")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_has_promises_of_its_own():
-    assert run_script(FORK) == "done\n"
-
-
-def test_an_interpreter_ends_while_a_promise_is_made():
-    assert run_script("""
-import threading
-from minunet import parallel
-
-begun = threading.Event()
-with parallel.overlap():
-    parallel.later(lambda: (begun.set(), threading.Event().wait(60)))
-    parallel.later(lambda: print("forgotten"))
-    print(begun.wait(30))
-""") == "True\n"
-
-
-# interrupted
-
-@interrupts
-def test_an_interrupted_taker_leaves_nothing_behind(blas):
-    made = []
-
-    def make():
-        interrupt_the_main_thread_when_it_waits()
-        made.extend(parallel.run(abs, range(3)))
-
-    with pytest.raises(KeyboardInterrupt), promised(make, "other") as promise:
-        promise.take()
-    assert nothing_is_left() and made == [0, 1, 2]          # who was at it has gone on
-    with promised(threading.get_ident, "other") as promise:
-        assert promise.take() != threading.get_ident()
-
-
-@interrupts
-def test_an_interrupt_while_the_taker_makes_a_promise_comes_out():
-    with promised(lambda: signal.raise_signal(signal.SIGINT), "taker") as promise, pytest.raises(KeyboardInterrupt):
-        promise.take()
-    assert nothing_is_left()
-
-
-# memory
-
-@MAKERS
-def test_what_a_promise_referred_to_is_free_when_it_has_been_taken(maker, no_collector):
-    """Also while somebody still refers to the promise."""
-    array = np.ones(10)
-    with promised(partial(np.add, array, 1), maker) as promise:
-        seen = weakref.ref(array)
-        del array
-        result = weakref.ref(promise.take())
-        assert seen() is None and result() is None
-
-
-class Held:
-    """A lock; who opens it goes on when `go` is set."""
-
-    def __init__(self, lock, go):
-        self.acquire, self._lock, self._go = lock.acquire, lock, go
-
-    def release(self):
-        self._lock.release()
-        wait_for(self._go)
-
-
-@pytest.mark.parametrize("function", [partial(np.add, 1), np.linalg.inv])     # of a vector: this fails
-def test_its_maker_refers_to_nothing_any_more_when_the_taker_goes_on(function, no_collector):
-    array, begun, go = np.ones(10), threading.Event(), threading.Event()
-    seen = weakref.ref(array)
-    with all_busy() as release:
-        promise = parallel.later(partial(_begin, begun, partial(function, array)))
-        promise._finished = Held(promise._finished, go)
-        release(1)
-        wait_for(begun)
-        del array
-        try:
-            with suppress(np.linalg.LinAlgError):
-                promise.take()
-            assert seen() is None
-        finally:
-            go.set()
-
-
-@MAKERS
-def test_a_promises_run_keeps_nothing_when_it_has_been_taken(maker, no_collector):
-    array, jobs = np.ones(10), list(np.ones((3, 10)))
-    seen = [*map(weakref.ref, [array, *jobs])]
-    with promised(partial(parallel.run, partial(np.add, array), jobs), maker) as promise:
-        del array, jobs
-        results = [*map(weakref.ref, promise.take())]
-        assert not any(s() is not None for s in (*seen, *results))
-
-
-def test_what_a_forgotten_promise_referred_to_is_free(no_collector):
-    array = np.ones(10)
-    seen = weakref.ref(array)
-    with all_busy():
-        with parallel.overlap():
-            parallel.later(partial(np.add, array, 1))
-            del array
-            assert seen() is not None
-        assert seen() is None
