@@ -72,10 +72,12 @@ TRANSFORMS = {
 class Winograd:
     """F(m x m, 3x3): the four functions, and the transposes of the last three, for blocks of P tiles."""
 
+    taps = 1                            # pixels of V side by side that are multiplied as one row
+
     def __init__(self, m: int, dtype: np.dtype):
         self.m, self.dtype = m, np.dtype(dtype)
         self.size = m + 2                                   # of a tile of inputs
-        self.inputs = self.outputs = self.size ** 2         # positions of V and of M
+        self.positions = self.size ** 2                     # of V and M
         BT, G, AT = TRANSFORMS[m]
         self.BT, self.AT = BT.astype(dtype), AT.astype(dtype)
         self.G2 = np.kron(G, G).astype(dtype)               # (positions, 9)
@@ -97,8 +99,8 @@ class Winograd:
         """U (positions, C, F) = G g Gᵀ of w (3, 3, C, F), or of w turned by 180°."""
         c, f = w.shape[2:]
         taps = w.reshape(9, c * f)
-        U = positions(self.outputs, c, f, self.dtype)
-        flat, matrix = U.reshape(self.outputs, c * f, copy=False), self.G2[:, ::-1].copy() if turned else self.G2
+        U = positions(self.positions, c, f, self.dtype)
+        flat, matrix = U.reshape(self.positions, c * f, copy=False), self.G2[:, ::-1].copy() if turned else self.G2
         _over_columns(lambda part: np.matmul(matrix, taps[:, part], out=flat[:, part]), c * f)
         return U
 
@@ -106,7 +108,7 @@ class Winograd:
         """dw (3, 3, C, F) = Gᵀ dU G."""
         _, c, f = dU.shape
         dw = memory.empty((3, 3, c, f), self.dtype)
-        taps, flat = dw.reshape(9, c * f), dU.reshape(self.outputs, c * f, copy=False)
+        taps, flat = dw.reshape(9, c * f), dU.reshape(self.positions, c * f, copy=False)
         _over_columns(lambda part: np.matmul(self.G2.T, flat[:, part], out=taps[:, part]), c * f)
         return dw
 
@@ -177,64 +179,63 @@ class RowWinograd:
     are transformed as they lie.
 
     A tile is four outputs below each other, and six inputs. At each of the six positions stays a convolution with a row
-    of three taps: for each tap s a product with V shifted by s pixels. The sum of the three is left to the transform of
-    the outputs, whose matrix repeats every column of Aᵀ thrice. V has two pixels more a row than there are tiles; what
-    M holds at these, where the shifts reach the next row, is not used. P is the number of V's pixels, and 2 more.
+    of three taps. Three pixels of V beside each other are 3 C numbers in a row; every third such window is a row of a
+    matrix (P / 3, 3 C) that lies in V as it is. So three products, with V shifted by 0, 1 and 2 pixels, make M: each
+    every third pixel of it. V has two pixels more a row than there are tiles; what M holds at these, where the windows
+    reach the next row, is not used. P is V's number of pixels: a multiple of 3, and the 2 that the last window reaches.
     """
 
-    inputs, outputs = 6, 18             # positions of V; of M, 3 · position + tap
+    positions = 6                       # of V and M
+    taps = 3                            # pixels of V side by side that are multiplied as one row
 
     def __init__(self, dtype: np.dtype):
         self.dtype = np.dtype(dtype)
         self.BT, self.G, self.AT = (matrix.astype(dtype) for matrix in TRANSFORMS[4])
-        self.AT3 = self.AT.repeat(3, axis=1)
 
     @staticmethod
     def length(block: Block) -> int:
         """P, the rows of V and M at one position."""
         _, down, across = block.shape
-        return down * (across + 2) + 2
+        return -(-down * (across + 2) // 3) * 3 + 2
 
     def tiles_in(self, images: Images, grid: Grid, block: Block, V: np.ndarray) -> None:
         """V (6, P, C) = Bᵀ d of six image rows d for each tile; the images' channels lie side by side."""
         self._transform(self.BT, images, grid, block, V)
 
     def tiles_out_backward(self, dy: np.ndarray, grid: Grid, block: Block, D: np.ndarray) -> None:
-        """D (6, P, F) = A dy of four rows for each tile of outputs, zero at the two last pixels of a row."""
+        """D (6, P, F) = A dy of four rows for each tile of outputs, zero at the last two pixels of a row."""
         self._transform(self.AT.T, (dy,), grid.outputs, block, D)
 
     def weights(self, w: np.ndarray, turned: bool = False) -> np.ndarray:
-        """U (18, C, F) = G g along the height of w (3, 3, C, F), or of w turned by 180°."""
+        """U (6, 3 C, F) = G g along the height of w (3, 3, C, F), or of w turned by 180°."""
         w = w[::-1, ::-1] if turned else w
-        return (self.G @ w.reshape(3, -1)).reshape(18, *w.shape[2:])
+        return (self.G @ w.reshape(3, -1)).reshape(6, -1, w.shape[3])
 
     def weights_backward(self, dU: np.ndarray) -> np.ndarray:
         """dw (3, 3, C, F) = Gᵀ dU along the height."""
-        return (self.G.T @ dU.reshape(6, -1)).reshape(3, 3, *dU.shape[1:])
+        return (self.G.T @ dU.reshape(6, -1)).reshape(3, 3, -1, dU.shape[2])
 
     @staticmethod
     def products(V: np.ndarray, U: np.ndarray, M: np.ndarray) -> None:
-        """M = V U for each tap, shifted by it: (P, C) @ (C, F)."""
-        shifted, f = _shifted(V), U.shape[2]
-        by_tap = M.reshape(6, 3, -1, f, copy=False)[:, :, :-2]
-        multiply_each(shifted, U.reshape(6, 3, -1, f), by_tap)
+        """M = V U for each shift: (P / 3, 3 C) @ (3 C, F)."""
+        multiply_each(_shifted(V, 3), U[:, None], _thirds(M))
 
     @staticmethod
     def products_backward(V: np.ndarray, D: np.ndarray, dU: np.ndarray) -> None:
-        """dU = Vᵀ D for each tap, shifted by it: (C, P) @ (P, F)."""
-        by_tap = dU.reshape(6, 3, *dU.shape[1:], copy=False)
-        multiply_each(_shifted(V).swapaxes(2, 3), D[:, None, :-2], by_tap)
+        """dU = Vᵀ D for each tap, with V shifted by it: (C, P - 2) @ (P - 2, F)."""
+        by_tap = dU.reshape(6, 3, V.shape[2], -1, copy=False)
+        multiply_each(_shifted(V, 1).swapaxes(2, 3), D[:, None, :-2], by_tap)
 
     def tiles_out(self, M: np.ndarray, grid: Grid, block: Block, ys: Images, b: np.ndarray | None,
                   relu: bool, each: Each = None) -> Any:
-        """y = Aᵀ Σ M over the taps of the block's tiles M (18, P, F), plus b, then max(·, 0), into images.
+        """y = Aᵀ M of the block's tiles M (6, P, F), plus b, then max(·, 0), into images side by side.
 
         Returns what each makes of the block's pixels.
         """
         f, first, (_, down, across) = M.shape[2], block.first_row, block.shape
         if b is not None:
-            M[3, :-2] += b                                  # position 1, tap 0
-        rows = M[:, :-2].reshape(18, down, (across + 2) * f, copy=False)[..., :across * f].transpose(1, 0, 2)
+            M[1, :-2] += b
+        rows = _rows(M, down, across + 2)[:, :, :across].reshape(6, down, -1, copy=False).transpose(1, 0, 2)
         place = (block.first, slice(4 * first, min(4 * block.last_row, grid.out_size[0])),
                  slice(block.first_column, block.last_column))
         pixels = (ys[0][place] if len(ys) == 1 else
@@ -242,7 +243,7 @@ class RowWinograd:
         lines = pixels.reshape(len(pixels), across * f, copy=False)
         for tiles, tap in agreeing_tiles(4, range(first, block.last_row), 4, 0, grid.out_size[0]):
             start, count = 4 * (tiles.start - first), tap.stop - tap.start
-            np.matmul(self.AT3[tap], rows[tiles.start - first:tiles.stop - first],
+            np.matmul(self.AT[tap], rows[tiles.start - first:tiles.stop - first],
                       out=lines[start:start + len(tiles) * count].reshape(len(tiles), count, -1, copy=False))
         if relu:
             rectify(lines)
@@ -259,8 +260,8 @@ class RowWinograd:
         (_, down, across), first = block.shape, block.first_row
         top, left = max(0, 4 * first - ph), block.first_column - pw
         begin, end = max(0, left), min(w, left + across + taps - 4)         # the columns that lie in the image
-        rows = out[:, :-2].reshape(6, down, across + 2, c, copy=False)
-        out[:, -2:] = rows[:, :, :begin - left] = rows[:, :, end - left:] = 0
+        rows = _rows(out, down, across + 2)
+        out[:, down * (across + 2):] = rows[:, :, :begin - left] = rows[:, :, end - left:] = 0
         inside = rows[:, :, begin - left:end - left].reshape(6, down, -1, copy=False).transpose(1, 0, 2)
         image, start, line = images[0], ((block.first * h + top) * w + begin) * c, w * c
         if len(images) > 1:
@@ -274,11 +275,22 @@ class RowWinograd:
                       out=inside[tiles.start - first:tiles.stop - first])
 
 
-def _shifted(V: np.ndarray) -> np.ndarray:
-    """A view of V (6, P, C) shifted by each tap: (6, 3, P - 2, C)."""
-    q, p, c = V.shape
-    position, row, number = V.strides
-    return np.lib.stride_tricks.as_strided(V, (q, 3, p - 2, c), (position, row, row, number))
+def _rows(V: np.ndarray, down: int, across: int) -> np.ndarray:
+    """A view of V (6, P, C) as rows of tiles: (6, down, across, C)."""
+    return V[:, :down * across].reshape(6, down, across, -1, copy=False)
+
+
+def _shifted(V: np.ndarray, window: int) -> np.ndarray:
+    """A view of V (6, P, C) shifted by 0, 1 and 2 pixels: windows of so many, (6, 3, (P - 2) / window, window · C)."""
+    _, p, c = V.shape
+    position, pixel, number = V.strides
+    return np.lib.stride_tricks.as_strided(V, (6, 3, (p - 2) // window, window * c),
+                                           (position, pixel, window * pixel, number))
+
+
+def _thirds(M: np.ndarray) -> np.ndarray:
+    """A view of M (6, P, F) as the results of windows of 3 pixels: (6, 3, (P - 2) / 3, F)."""
+    return M[:, :-2].reshape(6, -1, 3, M.shape[2], copy=False).swapaxes(1, 2)
 
 
 def _side_by_side(parts: Images) -> np.ndarray:

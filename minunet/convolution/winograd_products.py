@@ -74,11 +74,11 @@ def plan(images: int, size: Pair, out_size: Pair, padding: Pair, c: int, f: int,
     algorithm, grid = in_tiles(m, dtype), Grid((m, m), images, size, out_size, padding)
     if c * f <= (BY_BLOCKS_GRADIENT if gradient else BY_BLOCKS):
         numbers = BLOCK_NUMBERS * (2 if gradient else 1)
-        tiles = max(BLOCK_TILES, min(numbers // (algorithm.inputs * (c + f)), tiles // FEWEST_BLOCKS))
+        tiles = max(BLOCK_TILES, min(numbers // (algorithm.positions * (c + f)), tiles // FEWEST_BLOCKS))
         return Plan(algorithm, grid, grid.blocks(tiles, tiles))
-    tiles = max(1, PART_NUMBERS // (algorithm.inputs * max(c, f)))
+    tiles = max(1, PART_NUMBERS // (algorithm.positions * max(c, f)))
     blocks = grid.blocks(tiles, 2 * tiles)
-    numbers = algorithm.inputs * max(c, f) * max((block.tiles for block in blocks), default=1)
+    numbers = algorithm.positions * max(c, f) * max((block.tiles for block in blocks), default=1)
     return Plan(algorithm, grid, blocks, chunk=max(1, CHUNK_NUMBERS // numbers))
 
 
@@ -135,24 +135,28 @@ def weight_grad(xs: Images, y: np.ndarray, padding: Pair) -> np.ndarray:
     algorithm, grid, blocks, _ = chosen
     if not blocks:                                      # no images
         return np.zeros((3, 3, c, f), y.dtype)
+
+    def sums(name: str | None = None) -> np.ndarray:
+        return positions(algorithm.positions, algorithm.taps * c, f, y.dtype, name)
+
     if chosen.chunk:
-        dU = positions(algorithm.outputs, c, f, y.dtype)
+        dU = sums()
         for number, chunk in enumerate(chosen.chunks):
             _add_chunk(chosen, chunk, xs, y, dU, first=number == 0)
         return algorithm.weights_backward(dU)
 
     def products(block: Block, dU: np.ndarray) -> None:
-        V, D = (positions(algorithm.inputs, algorithm.length(block), channels, y.dtype, name)
+        V, D = (positions(algorithm.positions, algorithm.length(block), channels, y.dtype, name)
                 for name, channels in (("V", c), ("M", f)))
         algorithm.tiles_in(xs, grid, block, V)
         algorithm.tiles_out_backward(y, grid, block, D)
         algorithm.products_backward(V, D, dU)
 
     def partial_sum(group: int) -> np.ndarray:
-        total = positions(algorithm.outputs, c, f, y.dtype)
+        total = sums()
         products(blocks[group], total)
         for block in blocks[group + groups::groups]:
-            more = positions(algorithm.outputs, c, f, y.dtype, "dU")
+            more = sums("dU")
             products(block, more)
             total += more
         return total
@@ -164,19 +168,18 @@ def weight_grad(xs: Images, y: np.ndarray, padding: Pair) -> np.ndarray:
         for other in others:                            # in the same order on any machine
             dU[part] += other[part]
 
-    parallel.run(add, parallel.slices(algorithm.outputs, -(-algorithm.outputs // (4 if dU.size > SMALL else 1))))
+    parallel.run(add, parallel.slices(algorithm.positions, -(-algorithm.positions // (4 if dU.size > SMALL else 1))))
     return algorithm.weights_backward(dU)
 
 
 def _convolve(chosen: Plan, U: np.ndarray, xs: Images, ys: Images, b: np.ndarray | None, relu: bool = False,
               each: Each = None) -> list[Any]:
     """Tiles in, products, tiles out; what each makes of the blocks."""
-    algorithm, grid, _, c, f = *chosen[:3], *U.shape[1:]
+    algorithm, grid, c, f = *chosen[:2], U.shape[1] // chosen.algorithm.taps, U.shape[2]
 
     def through(block: Block) -> Any:
-        rows = algorithm.length(block)
-        V = positions(algorithm.inputs, rows, c, U.dtype, "V")
-        M = positions(algorithm.outputs, rows, f, U.dtype, "M")
+        V, M = (positions(algorithm.positions, algorithm.length(block), channels, U.dtype, name)
+                for name, channels in (("V", c), ("M", f)))
         algorithm.tiles_in(xs, grid, block, V)
         algorithm.products(V, U, M)
         return algorithm.tiles_out(M, grid, block, ys, b, relu, each)
@@ -186,10 +189,9 @@ def _convolve(chosen: Plan, U: np.ndarray, xs: Images, ys: Images, b: np.ndarray
     found = []
     for chunk in chosen.chunks:
         place, tiles = _places(chunk)
-        V, M = (positions(count, tiles, channels, U.dtype) for count, channels in
-                ((algorithm.inputs, c), (algorithm.outputs, f)))
+        V, M = (positions(algorithm.positions, tiles, channels, U.dtype) for channels in (c, f))
         parallel.run(lambda block: algorithm.tiles_in(xs, grid, block, V[:, place[block]]), chunk)
-        parallel.run(lambda q: algorithm.products(V[q], U[q], M[q]), parallel.slices(algorithm.outputs, POSITIONS))
+        parallel.run(lambda q: algorithm.products(V[q], U[q], M[q]), parallel.slices(algorithm.positions, POSITIONS))
         found += parallel.run(
             lambda block: algorithm.tiles_out(M[:, place[block]], grid, block, ys, b, relu, each), chunk)
     return found
@@ -199,7 +201,7 @@ def _add_chunk(chosen: Plan, chunk: list[Block], xs: Images, y: np.ndarray, dU: 
     """Add the products of a chunk's tiles to dU, or begin it with them."""
     algorithm, grid, (_, c, f) = *chosen[:2], dU.shape
     place, tiles = _places(chunk)
-    V, D = (positions(algorithm.inputs, tiles, channels, y.dtype) for channels in (c, f))
+    V, D = (positions(algorithm.positions, tiles, channels, y.dtype) for channels in (c, f))
 
     def transform(block: Block) -> None:
         algorithm.tiles_in(xs, grid, block, V[:, place[block]])
@@ -212,7 +214,7 @@ def _add_chunk(chosen: Plan, chunk: list[Block], xs: Images, y: np.ndarray, dU: 
             dU[q] += products
 
     parallel.run(transform, chunk)
-    parallel.run(multiply, parallel.slices(algorithm.outputs, POSITIONS))
+    parallel.run(multiply, parallel.slices(algorithm.positions, POSITIONS))
 
 
 def _places(chunk: list[Block]) -> tuple[dict[Block, slice], int]:

@@ -40,8 +40,8 @@ def _winograd(A: ConvMatrix, images: int, size: Pair, out_size: Pair, padding: P
     """Of the convolution with c channels and f filters, or of its weight gradient: work space, and scratch by name."""
     algorithm, _, blocks, chunk = chosen = plan(images, size, out_size, padding, c, f, A.dtype, gradient)
     byte = A.dtype.itemsize
-    U, V = algorithm.outputs * c * f * byte, algorithm.inputs * c * byte        # V and M: of one tile
-    M = (algorithm.inputs if gradient else algorithm.outputs) * f * byte
+    U = algorithm.positions * algorithm.taps * c * f * byte
+    V, M = (algorithm.positions * channels * byte for channels in (c, f))       # of one tile
     rows = max(map(algorithm.length, blocks))
     # lines and columns of the tiles' pixels; of the transform in rows, the pixels alone
     between = (2 * algorithm.size * algorithm.m if isinstance(algorithm, Winograd) else 4) * rows * max(c, f) * byte

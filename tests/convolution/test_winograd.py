@@ -197,6 +197,7 @@ def test_the_same_bits_for_any_number_of_threads(form, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("form", ["blocks", "chunks", "chunks, 2x2"], indirect=True)     # rows are for small ones
 @pytest.mark.parametrize("geometry, c, f", [(Geometry(3, padding=1), 4, 3), (Geometry(3, padding=(0, 2)), 1, 5)])
 def test_large_weights_are_multiplied_as_they_lie(form, monkeypatch, geometry, c, f):
     """Without a copy with channels and filters exchanged; in one piece, as small products would be slow."""
