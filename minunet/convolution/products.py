@@ -39,12 +39,6 @@ WIDTH, WIDTH_STEP = 64, 16
 GAP = 16
 
 
-def together(count: int, unit: int) -> int:
-    """How many of `count` equal pieces, each M·N·K = unit, one product shall take: a divisor of count."""
-    most = max(1, min(count, UNPACKED // unit))
-    return next(k for k in range(most, 0, -1) if count % k == 0)
-
-
 def panels(matrix: np.ndarray) -> list[np.ndarray]:
     """The right matrix (K, N) of a `multiply` in panels, each of a few columns.
 

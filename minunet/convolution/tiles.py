@@ -1,8 +1,7 @@
 """Tiles: how a block of an image is cut into overlapping squares for Winograd's algorithm, and put together again.
 
-Tiles are laid out by the column in them, not one after the other: in an array (column in the tile, image, image row,
-tile, channel) the same column of all tiles of a row is one long run, so that a small matrix times the columns
-transforms all tiles.
+Nothing is copied for that: a small matrix times the image rows below each other, as they lie, transforms a row of tiles
+along the height, and what comes out is read by tiles along the width.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minunet import memory
-from minunet.convolution.products import GAP
+from minunet.convolution.products import GAP, Each, rectify
 from minunet.geometry import Pair
 
 
@@ -60,11 +59,6 @@ class Grid(NamedTuple):
         return -(-self.out_size[0] // self.m[0]), -(-self.out_size[1] // self.m[1])
 
     @property
-    def whole(self) -> bool:
-        """Whether no tile reaches beyond the outputs."""
-        return all(n % m == 0 for n, m in zip(self.out_size, self.m))
-
-    @property
     def outputs(self) -> Grid:
         """The same tiles, of the outputs: without overlap."""
         return self._replace(size=self.out_size, padding=(0, 0))
@@ -83,14 +77,6 @@ class Grid(NamedTuple):
                 for c in range(0, columns, across)]
 
 
-def outputs(y: np.ndarray, grid: Grid, block: Block) -> np.ndarray:
-    """A block's part of an image of outputs (N, OH, OW, F), as rows (rows, L·F) of L pixels: a copy."""
-    (mh, mw), f = grid.m, y.shape[3]
-    part = y[block.first:block.last, mh * block.first_row:mh * block.last_row,
-             mw * block.first_column:mw * block.last_column]
-    return part.reshape(-1, part.shape[2] * f)
-
-
 def positions(count: int, rows: int, columns: int, dtype: np.dtype, name: str | None = None) -> np.ndarray:
     """An uninitialised array (count, rows, columns) with a gap after each position: this thread's of that name."""
     def make() -> np.ndarray:
@@ -107,59 +93,61 @@ def view(array: np.ndarray, start: int, shape: Sequence[int], strides: Sequence[
     return np.ndarray(shape, array.dtype, array, start * size, [size * stride for stride in strides])
 
 
-def gather(images: Sequence[np.ndarray], grid: Grid, block: Block, columns: np.ndarray) -> None:
-    """Lay out a block's pixels by their column in the tile: columns (taps, images, rows, tiles, C), 0 outside.
+def from_rows(matrix: np.ndarray, x: np.ndarray, grid: Grid, block: Block, columns: int, out: np.ndarray) -> None:
+    """out (K, images, down, ·, C) = matrix d, for the image rows d below each other in each tile: matrix (K, rows).
 
-    The images' channels lie side by side in C.
+    Of so many columns from the block's first one on. Outside the image, and in out's columns beyond these, it is 0.
     """
-    (h, w), (mh, mw) = grid.size, grid.m
-    taps, n, height, tiles, _ = columns.shape
-    top, left = mh * block.first_row - grid.padding[0], mw * block.first_column - grid.padding[1]
-    first = min(height, max(0, -top))
-    rows = slice(first, max(first, min(height, h - top)))       # that lie in the image
-    columns[:, :, :rows.start] = columns[:, :, rows.stop:] = 0
-    for tap, tile in agreeing_pixels(taps, tiles, mw, -left, w):
-        columns[tap, :, rows, :tile.start] = columns[tap, :, rows, tile.stop:] = 0
-        if rows.start == rows.stop or tile.start == tile.stop:
-            continue
-        channel = 0
-        for x in images:
-            c = x.shape[3]
-            start = ((block.first * h + top + rows.start) * w + left + mw * tile.start + tap.start) * c
-            shape = tap.stop - tap.start, n, rows.stop - rows.start, tile.stop - tile.start, c
-            columns[tap, :, rows, tile, channel:channel + c] = view(x, start, shape, (c, h * w * c, w * c, mw * c, 1))
-            channel += c
+    (h, w), (mh, mw), (ph, pw), c, taps = grid.size, grid.m, grid.padding, x.shape[3], matrix.shape[1]
+    left = mw * block.first_column - pw
+    begin, end = max(0, left), min(w, left + columns)           # the columns that lie in the image
+    out[:, :, :, :begin - left] = out[:, :, :, end - left:] = 0
+    inside = out[:, :, :, begin - left:end - left].reshape(*out.shape[:3], -1, copy=False).transpose(1, 2, 0, 3)
+    for tiles, tap in agreeing_tiles(taps, range(block.first_row, block.last_row), mh, ph, h):
+        start = ((block.first * h + mh * tiles.start - ph + tap.start) * w + begin) * c
+        shape = len(inside), len(tiles), tap.stop - tap.start, (end - begin) * c
+        np.matmul(matrix[:, tap], view(x, start, shape, (h * w * c, mh * w * c, w * c, 1)),
+                  out=inside[:, tiles.start - block.first_row:tiles.stop - block.first_row])
 
 
-def scatter(tiles: np.ndarray, grid: Grid, block: Block, images: Sequence[np.ndarray]) -> None:
-    """Put a block's tiles (m, m, P, F) where they belong in images (N, OH, OW, ·), whose channels lie side by side."""
-    (h, w), (mh, mw), (n, down, across) = grid.out_size, grid.m, block.shape
-    top, left = mh * block.first_row, mw * block.first_column
-    by_pixel = tiles.reshape(mh, mw, n, down, across, -1).transpose(2, 3, 0, 4, 1, 5)   # (n, down, mh, across, mw, F)
-    for i, row in agreeing_pixels(mh, down, mh, 0, h - top):
-        for j, column in agreeing_pixels(mw, across, mw, 0, w - left):
-            if row.start == row.stop or column.start == column.stop:
-                continue
-            channel = 0
-            for y in images:
-                f = y.shape[3]
-                start = ((block.first * h + top + mh * row.start + i.start) * w
-                         + left + mw * column.start + j.start) * f
-                shape = (n, row.stop - row.start, i.stop - i.start, column.stop - column.start, j.stop - j.start, f)
-                pixels = view(y, start, shape, (h * w * f, mh * w * f, w * f, mw * f, f, 1))
-                pixels[...] = by_pixel[:, row, i, column, j, channel:channel + f]
-                channel += f
+def to_rows(matrix: np.ndarray, M: np.ndarray, y: np.ndarray, grid: Grid, block: Block, relu: bool = False,
+            each: Each = None) -> Any:
+    """The image rows of y (N, OH, OW, F) below each other in each tile = matrix M, with relu the maximum of it and 0.
+
+    M (K, images, down, ·, F), of which as many columns are taken as the block has in y; matrix (m, K). Returns what
+    each makes of the block's pixels.
+    """
+    (h, w), (mh, mw), f = grid.out_size, grid.m, y.shape[3]
+    left, right = mw * block.first_column, min(w, mw * block.last_column)
+    width = right - left
+    rows = M[:, :, :, :width].reshape(*M.shape[:3], -1, copy=False).transpose(1, 2, 0, 3)
+    for tiles, tap in agreeing_tiles(mh, range(block.first_row, block.last_row), mh, 0, h):
+        start = ((block.first * h + mh * tiles.start) * w + left) * f
+        shape = len(rows), len(tiles), tap.stop - tap.start, width * f
+        np.matmul(matrix[tap], rows[:, tiles.start - block.first_row:tiles.stop - block.first_row],
+                  out=view(y, start, shape, (h * w * f, mh * w * f, w * f, 1)))
+    if not relu and each is None:
+        return None
+    pixels = y[block.first:block.last, mh * block.first_row:mh * block.last_row, left:right]
+    pixels = pixels.reshape(-1, width * f, copy=False)
+    if relu:
+        rectify(pixels)
+    return None if each is None else each(pixels)
 
 
-@lru_cache(maxsize=1024)
-def agreeing_pixels(taps: int, tiles: int, m: int, padding: int, length: int) -> list[tuple[slice, slice]]:
-    """(taps, tiles): along one axis of this length, the tiles for which these neighbouring taps lie inside."""
-    def inside(tap: int) -> tuple[int, int]:
-        first = min(max(0, -(-(padding - tap) // m)), tiles)
-        return first, max(first, min(tiles, (length - 1 + padding - tap) // m + 1))
-
-    groups = [(slice(*bounds), list(group)) for bounds, group in groupby(range(taps), inside)]
-    return [(slice(group[0], group[-1] + 1), tile) for tile, group in groups]
+def joined(images: Sequence[np.ndarray], grid: Grid, block: Block, taps: Pair) -> tuple[np.ndarray, Grid, Block]:
+    """What one image's block of tiles reads, with all images' channels side by side: an image in scratch, and the grid
+    and the block of the same tiles on it; taps of a tile."""
+    _, down, across = block.shape
+    starts = [m * first - p for m, first, p in zip(grid.m, (block.first_row, block.first_column), grid.padding)]
+    stops = [start + m * (tiles - 1) + t for start, m, tiles, t in zip(starts, grid.m, (down, across), taps)]
+    inside = [slice(max(0, start), min(n, stop)) for start, stop, n in zip(starts, stops, grid.size)]
+    parts = [x[block.first, inside[0], inside[1]] for x in images]
+    size = parts[0].shape[:2]
+    x = memory.scratch((1, *size, sum(x.shape[2] for x in parts)), parts[0].dtype, "joined")
+    np.concatenate(parts, axis=2, out=x[0])
+    above, before = (place.start - start for place, start in zip(inside, starts))
+    return x, grid._replace(images=1, size=size, padding=(above, before)), Block(0, 1, 0, down, 0, across)
 
 
 @lru_cache(maxsize=1024)

@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.convolution.products import GAP, Each, multiply_each, rectify, together
-from minunet.convolution.tiles import Block, Grid, agreeing_tiles, gather, outputs, positions, scatter, view
+from minunet.convolution.products import GAP, Each, multiply_each
+from minunet.convolution.tiles import Block, Grid, from_rows, joined, positions, to_rows, view
 
 Images = Sequence[np.ndarray]
 
@@ -87,6 +87,11 @@ class Winograd:
         """P, the rows of V and M at one position."""
         return block.tiles
 
+    def between(self, block: Block) -> int:
+        """Pixels of scratch that the transforms take beside V and M."""
+        n, down, across = block.shape
+        return self.size * n * down * (self.m * across + 2)
+
     def tiles_in(self, images: Images, grid: Grid, block: Block, V: np.ndarray) -> None:
         """V (positions, P, C) = Bᵀ d B of the block's tiles d; the images' channels lie side by side."""
         self._transform(self.BT, images, grid, block, V)
@@ -126,57 +131,51 @@ class Winograd:
                   relu: bool, each: Each = None) -> Any:
         """y = Aᵀ M A of the block's tiles M (positions, P, F), plus b, then max(·, 0), into images side by side.
 
-        b is added to M, in place. Returns what each makes of the block's pixels.
+        b is added to M, in place. Returns what each makes of the block's pixels, if there is one image.
         """
-        _, p, f = M.shape
         if b is not None:
             M[self.size + 1] += b                           # the position (1, 1)
-        by_row, by_column, tiles = memory.views((self, "out", p, f), lambda: self._views_out(p, f))
-        length = by_row.shape[-1]
-        np.matmul(self.AT, M.reshape(self.size, self.size, -1, length, copy=False).transpose(1, 2, 0, 3), out=by_row)
-        np.matmul(self.AT, by_column, out=tiles.reshape(self.m, self.m, -1, length).transpose(0, 2, 1, 3))
-        pixels = tiles.reshape(self.m ** 2, p * f)
-        if relu:
-            rectify(pixels)
-        scatter(tiles, grid, block, ys)
-        return None if each is None else each(pixels if grid.whole else outputs(ys[0], grid, block))
-
-    def _views_out(self, p: int, f: int) -> tuple[np.ndarray, ...]:
-        """Scratch of `tiles_out`: AᵀM, rows of it as they are made and as they are read, and the tiles (m, m, P, F).
-
-        Tiles lie side by side in rows (for a product: groups, position, tiles and filters) that are small products.
-        """
-        m, size, k = self.m, self.size, together(p, f * self.size * self.m)
-        half = memory.scratch((m, size, p * f + GAP), self.dtype, "half")[..., :-GAP]
-        half = half.reshape(m, size, p // k, k * f, copy=False)
-        return half.transpose(1, 2, 0, 3), half.transpose(0, 2, 1, 3), memory.scratch((m, m, p, f), self.dtype, "tiles")
+        by_tile, first, found = self._by_tile(M, block), 0, None
+        for y in ys:
+            last = first + y.shape[3]
+            half, columns = self._half(self.m, y.shape[3], block.shape)
+            np.matmul(self.AT, by_tile[..., first:last], out=columns)
+            found = to_rows(self.AT, half, y, grid, block, relu, each)
+            first = last
+        return found
 
     def _transform(self, matrix: np.ndarray, images: Images, grid: Grid, block: Block, out: np.ndarray) -> None:
         """out (positions, P, C) = matrix d matrixᵀ of tiles d of taps x taps pixels; matrix is (m + 2, taps)."""
-        (size, taps), c, shape = matrix.shape, out.shape[2], block.shape
-        columns, by_column, half, by_row = memory.views((self, taps, c, shape), lambda: self._views_in(taps, c, shape))
-        gather(images, grid, block, columns)
-        np.matmul(matrix, by_column, out=half)
-        np.matmul(matrix, by_row, out=out.reshape(size, size, *shape[:2], -1, copy=False).transpose(1, 2, 3, 0, 4))
+        by_tile, first, taps = self._by_tile(out, block), 0, matrix.shape[1]
+        for x in images:
+            last = first + x.shape[3]
+            half, columns = self._half(taps, x.shape[3], block.shape)
+            from_rows(matrix, x, grid, block, half.shape[3], half)
+            np.matmul(matrix, columns, out=by_tile[..., first:last])
+            first = last
 
-    def _views_in(self, taps: int, c: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
-        """Scratch of `_transform`: the columns as `gather` makes them, and as they are read; their transform as it is
-        made, and as windows of taps lines, m lines apart, for each row of tiles."""
-        (n, down, across), size = shape, self.size
-        height = self.m * (down - 1) + taps                 # image rows for `down` rows of tiles
-        count, line = n * height * across, across * c
-        columns = memory.scratch((taps, count * c + GAP), self.dtype, "tiles")[:, :-GAP]
-        half = memory.scratch((size, count * c + GAP), self.dtype, "half")
-        k = together(count, c * size * taps)
-        windows = view(half, 0, (size, n, down, taps, line), (half.shape[1], height * line, self.m * line, line, 1))
-        return (columns.reshape(taps, n, height, across, c, copy=False),
-                columns.reshape(taps, count // k, k * c, copy=False).transpose(1, 0, 2),
-                half[:, :-GAP].reshape(size, count // k, k * c, copy=False).transpose(1, 0, 2), windows)
+    def _by_tile(self, V: np.ndarray, block: Block) -> np.ndarray:
+        """V (positions, P, C) as (position below, images, down, across, position beside, C)."""
+        return V.reshape(self.size, self.size, *block.shape, -1, copy=False).transpose(0, 2, 3, 4, 1, 5)
+
+    def _half(self, taps: int, c: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Scratch for tiles of which the rows alone are transformed: (m + 2, images, down, columns, C).
+
+        And a view of it with the columns of each tile, m from the next one's: (m + 2, images, down, across, taps, C).
+        """
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            n, down, across = shape
+            width = self.m * (across - 1) + taps
+            half = memory.scratch((self.size, n * down * width * c + GAP), self.dtype, "half")
+            strides = half.shape[1], down * width * c, width * c, self.m * c, c, 1
+            return (half[:, :-GAP].reshape(self.size, n, down, width, c, copy=False),
+                    view(half, 0, (self.size, n, down, across, taps, c), strides))
+
+        return memory.views((self, taps, c, shape), make)
 
 
 class RowWinograd:
-    """F(4, 3) along the height alone, with half of the multiplications, for few channels: nothing is copied, image rows
-    are transformed as they lie.
+    """F(4, 3) along the height alone, with half of the multiplications, for few channels.
 
     A tile is four outputs below each other, and six inputs. At each of the six positions stays a convolution with a row
     of three taps. Three pixels of V beside each other are 3 C numbers in a row; every third such window is a row of a
@@ -197,6 +196,10 @@ class RowWinograd:
         """P, the rows of V and M at one position."""
         _, down, across = block.shape
         return -(-down * (across + 2) // 3) * 3 + 2
+
+    def between(self, block: Block) -> int:
+        """Pixels of scratch that the transforms take beside V and M: of images side by side."""
+        return 4 * self.length(block)
 
     def tiles_in(self, images: Images, grid: Grid, block: Block, V: np.ndarray) -> None:
         """V (6, P, C) = Bᵀ d of six image rows d for each tile; the images' channels lie side by side."""
@@ -230,54 +233,38 @@ class RowWinograd:
                   relu: bool, each: Each = None) -> Any:
         """y = Aᵀ M of the block's tiles M (6, P, F), plus b, then max(·, 0), into images side by side.
 
-        Returns what each makes of the block's pixels.
+        b is added to M, in place. Returns what each makes of the block's pixels, if there is one image.
         """
-        f, first, (_, down, across) = M.shape[2], block.first_row, block.shape
         if b is not None:
             M[1, :-2] += b
-        rows = _rows(M, down, across + 2)[:, :, :across].reshape(6, down, -1, copy=False).transpose(1, 0, 2)
-        place = (block.first, slice(4 * first, min(4 * block.last_row, grid.out_size[0])),
-                 slice(block.first_column, block.last_column))
-        pixels = (ys[0][place] if len(ys) == 1 else
-                  memory.scratch((place[1].stop - 4 * first, across, f), self.dtype, "tiles"))
-        lines = pixels.reshape(len(pixels), across * f, copy=False)
-        for tiles, tap in agreeing_tiles(4, range(first, block.last_row), 4, 0, grid.out_size[0]):
-            start, count = 4 * (tiles.start - first), tap.stop - tap.start
-            np.matmul(self.AT[tap], rows[tiles.start - first:tiles.stop - first],
-                      out=lines[start:start + len(tiles) * count].reshape(len(tiles), count, -1, copy=False))
-        if relu:
-            rectify(lines)
-        if len(ys) > 1:
-            channel = 0
-            for y in ys:
-                y[place] = pixels[..., channel:channel + y.shape[3]]
-                channel += y.shape[3]
-        return None if each is None else each(lines)
+        rows = self._by_row(M, block)
+        if len(ys) == 1:
+            return to_rows(self.AT, rows, ys[0], grid, block, relu, each)
+        (_, down, across), top, left = block.shape, 4 * block.first_row, block.first_column
+        height = min(4 * down, grid.out_size[0] - top)
+        pixels = memory.scratch((1, height, across, M.shape[2]), self.dtype, "joined")
+        inside = Grid((4, 1), 1, grid.size, (height, across), grid.padding)
+        to_rows(self.AT, rows, pixels, inside, Block(0, 1, 0, down, 0, across), relu)
+        channel = 0
+        for y in ys:
+            y[block.first, top:top + height, left:left + across] = pixels[0, ..., channel:channel + y.shape[3]]
+            channel += y.shape[3]
+        return None
 
     def _transform(self, matrix: np.ndarray, images: Images, grid: Grid, block: Block, out: np.ndarray) -> None:
         """out (6, P, C) = matrix d of as many image rows d for each tile as the matrix (6, taps) has columns."""
-        (h, w), (ph, pw), c, taps = grid.size, grid.padding, out.shape[2], matrix.shape[1]
-        (_, down, across), first = block.shape, block.first_row
-        top, left = max(0, 4 * first - ph), block.first_column - pw
-        begin, end = max(0, left), min(w, left + across + taps - 4)         # the columns that lie in the image
-        rows = _rows(out, down, across + 2)
-        out[:, down * (across + 2):] = rows[:, :, :begin - left] = rows[:, :, end - left:] = 0
-        inside = rows[:, :, begin - left:end - left].reshape(6, down, -1, copy=False).transpose(1, 0, 2)
-        image, start, line = images[0], ((block.first * h + top) * w + begin) * c, w * c
+        rows, x = self._by_row(out, block), images[0]
+        columns = rows.shape[3] + matrix.shape[1] - 6
+        out[:, rows.shape[2] * rows.shape[3]:] = 0
         if len(images) > 1:
-            lines = slice(top, min(h, 4 * (block.last_row - 1) - ph + taps))
-            parts = [x[block.first, lines, begin:end] for x in images]
-            image, start, line = _side_by_side(parts), 0, (end - begin) * c
-        for tiles, tap in agreeing_tiles(taps, range(first, block.last_row), 4, ph, h):
-            above = start + (4 * tiles.start - ph + tap.start - top) * line
-            shape = len(tiles), tap.stop - tap.start, (end - begin) * c
-            np.matmul(matrix[:, tap], view(image, above, shape, (4 * line, line, 1)),
-                      out=inside[tiles.start - first:tiles.stop - first])
+            x, grid, block = joined(images, grid, block, (matrix.shape[1], 3))
+        from_rows(matrix, x, grid, block, columns, rows)
 
-
-def _rows(V: np.ndarray, down: int, across: int) -> np.ndarray:
-    """A view of V (6, P, C) as rows of tiles: (6, down, across, C)."""
-    return V[:, :down * across].reshape(6, down, across, -1, copy=False)
+    @staticmethod
+    def _by_row(V: np.ndarray, block: Block) -> np.ndarray:
+        """V (6, P, C) as rows of tiles with the two pixels behind them: (6, 1, down, across + 2, C)."""
+        _, down, across = block.shape
+        return V[:, :down * (across + 2)].reshape(6, 1, down, across + 2, -1, copy=False)
 
 
 def _shifted(V: np.ndarray, window: int) -> np.ndarray:
@@ -291,12 +278,6 @@ def _shifted(V: np.ndarray, window: int) -> np.ndarray:
 def _thirds(M: np.ndarray) -> np.ndarray:
     """A view of M (6, P, F) as the results of windows of 3 pixels: (6, 3, (P - 2) / 3, F)."""
     return M[:, :-2].reshape(6, -1, 3, M.shape[2], copy=False).swapaxes(1, 2)
-
-
-def _side_by_side(parts: Images) -> np.ndarray:
-    """Images (H, W, ·) as one with all their channels, in scratch."""
-    joined = memory.scratch((*parts[0].shape[:2], sum(part.shape[2] for part in parts)), parts[0].dtype, "tiles")
-    return np.concatenate(parts, axis=2, out=joined)
 
 
 def _over_columns(function: Callable[[slice], object], columns: int) -> None:

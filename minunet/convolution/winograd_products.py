@@ -30,8 +30,7 @@ TRANSPOSED = 9 << 19
 
 # Blocks. Larger ones leave the cache; but between the steps of a block threads hand over the interpreter, which takes
 # longer than the steps of a small one.
-ROW_PIXELS = 4096           # tiles of `RowWinograd`, which are one pixel wide
-BLOCK_NUMBERS = 900_000     # of V and M in `Winograd`; twice that in a gradient, which adds to a dU after each block
+BLOCK_NUMBERS = 900_000     # of V and M; twice that in a gradient by `Winograd`, which adds to a large dU after each
 FEWEST_BLOCKS = 4           # of a product, as long as they keep
 BLOCK_TILES = 64            # so many tiles
 GROUPS = 8                  # the most partial sums of a weight gradient; each takes every so many-th block
@@ -66,20 +65,27 @@ def plan(images: int, size: Pair, out_size: Pair, padding: Pair, c: int, f: int,
          gradient: bool = False) -> Plan:
     """The fastest form for these sizes, as measured on two cores with AVX-512; gradient for the weight gradient."""
     if c + f <= NARROW:         # transforms in two dimensions would take longer than what they save
-        grid = Grid((4, 1), images, size, out_size, padding)
-        return Plan(in_rows(dtype), grid, grid.blocks(ROW_PIXELS, UNPACKED // (72 * max(c, f)), images=1))
+        rows, grid = in_rows(dtype), Grid((4, 1), images, size, out_size, padding)
+        tiles = BLOCK_NUMBERS // (rows.positions * (c + f))
+        return Plan(rows, grid, grid.blocks(tiles, _widest(rows.positions, 1, c, f), images=1))
     tiles, m = images * -(-out_size[0] // 4) * -(-out_size[1] // 4), 4
     if max(c, f) > WIDE and tiles < FEW_TILES:
         m = 2                   # otherwise transforming the weights would take longer than multiplying
     algorithm, grid = in_tiles(m, dtype), Grid((m, m), images, size, out_size, padding)
+    widest = _widest(algorithm.size, m, c, f)
     if c * f <= (BY_BLOCKS_GRADIENT if gradient else BY_BLOCKS):
         numbers = BLOCK_NUMBERS * (2 if gradient else 1)
         tiles = max(BLOCK_TILES, min(numbers // (algorithm.positions * (c + f)), tiles // FEWEST_BLOCKS))
-        return Plan(algorithm, grid, grid.blocks(tiles, tiles))
+        return Plan(algorithm, grid, grid.blocks(tiles, min(tiles, widest)))
     tiles = max(1, PART_NUMBERS // (algorithm.positions * max(c, f)))
-    blocks = grid.blocks(tiles, 2 * tiles)
+    blocks = grid.blocks(tiles, min(2 * tiles, widest))
     numbers = algorithm.positions * max(c, f) * max((block.tiles for block in blocks), default=1)
     return Plan(algorithm, grid, blocks, chunk=max(1, CHUNK_NUMBERS // numbers))
+
+
+def _widest(size: int, m: int, c: int, f: int) -> int:
+    """The most tiles of m columns in a row whose transform, (size, size) @ (size, columns · channels), is small."""
+    return max(1, UNPACKED // (size**2 * max(c, f)) // m - 1)
 
 
 def forward(w: np.ndarray, xs: Images, padding: Pair, b: np.ndarray | None = None, relu: bool = False,

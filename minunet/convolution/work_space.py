@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from minunet.convolution import im2col
 from minunet.convolution.matrix import ConvMatrix
-from minunet.convolution.winograd import Winograd
 from minunet.convolution.winograd_products import GROUPS, POSITIONS, TRANSPOSED, plan
 from minunet.geometry import Pair
 
@@ -43,8 +42,7 @@ def _winograd(A: ConvMatrix, images: int, size: Pair, out_size: Pair, padding: P
     U = algorithm.positions * algorithm.taps * c * f * byte
     V, M = (algorithm.positions * channels * byte for channels in (c, f))       # of one tile
     rows = max(map(algorithm.length, blocks))
-    # lines and columns of the tiles' pixels; of the transform in rows, the pixels alone
-    between = (2 * algorithm.size * algorithm.m if isinstance(algorithm, Winograd) else 4) * rows * max(c, f) * byte
+    between = max(map(algorithm.between, blocks)) * max(c, f) * byte
     if not chunk:                           # a block's V and M are the thread's
         sums, more = min(GROUPS, len(blocks)) if gradient else 1, gradient and len(blocks) > GROUPS
         return sums * U, rows * V, rows * M, between, U * more

@@ -15,7 +15,6 @@ from minunet.convolution.products import (
     multiply,
     multiply_each,
     panels,
-    together,
 )
 from tests.checks import assert_close
 from tests.strategies import seeds
@@ -33,7 +32,6 @@ def small_products(monkeypatch):
 def test_nothing_is_cut_where_the_library_has_no_small_products(monkeypatch):
     monkeypatch.setattr(products, "UNPACKED", sys.maxsize)
     matrix = np.ones((5000, 700), np.float32)
-    assert together(36, 10**9) == 36
     assert panels(matrix)[0] is matrix and len(panels(matrix)) == len(panels(matrix.T)) == 1
 
 
