@@ -21,7 +21,7 @@ from minunet.ops.rows import channel_sums, count_rows, in_blocks, repeated
 
 Sums = tuple[np.ndarray, np.ndarray]
 
-SAMPLE = 8              # rows, about, whose mean a block's sums are taken around; at most one of so many
+FAR = 4                 # σ; of channels whose mean is farther from 0, x − mean keeps the digits that x² would lose
 
 
 class Moments(NamedTuple):
@@ -31,6 +31,12 @@ class Moments(NamedTuple):
     near: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
+
+    @property
+    def far(self) -> bool:
+        """Whether s is far from the mean of some channel."""
+        sums, squares = (part.astype(np.float64) / self.pixels for part in (self.sums, self.squares))
+        return not (sums**2 * (1 + 1 / FAR**2) <= squares).all()        # also where they are no numbers
 
 
 class Normalised(NamedTuple):
@@ -51,6 +57,17 @@ class Normalised(NamedTuple):
     def mean(self) -> np.ndarray:
         """The mean, in x's dtype."""
         return self.exact_mean.astype(self.x.dtype)
+
+    @property
+    def centre(self) -> np.ndarray | None:
+        """What is subtracted from x: the mean in x's dtype; None, for 0, if no channel's mean is far from that."""
+        return self.mean if (self.exact_mean**2 > FAR**2 * self.exact_var).any() else None
+
+    @property
+    def off_centre(self) -> np.ndarray:
+        """The mean's distance from the centre, in float64."""
+        centre = self.centre
+        return self.exact_mean if centre is None else self.exact_mean - centre
 
     @property
     def var(self) -> np.ndarray:
@@ -139,21 +156,23 @@ def statistics(x: np.ndarray) -> Sums:
 
 
 def moments(channels: int) -> Callable[[np.ndarray], Moments]:
-    """block -> its `Moments`, for blocks (rows, L·C): with s the mean of every k-th row, sums of x − s and (x − s)².
+    """block -> its `Moments`, for blocks (rows, L·C): with s = 0; if that is far from the mean, around the mean.
 
-    However large the block's mean is, this loses no digits to it: at worst, where those rows are unlike all others,
-    (mean − s)² is k − 1 times its variance.
+    So however large the block's mean is, this loses no digits to it.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance (1983), section 3: shifted data.
     """
+    def around(near: np.ndarray, block: np.ndarray) -> Moments:
+        squares = np.multiply(block, block, out=memory.scratch(block.shape, block.dtype, "squares"))
+        return Moments(block.size // channels, near, channel_sums(block, channels), channel_sums(squares, channels))
+
     def job(block: np.ndarray) -> Moments:
-        sample = np.ascontiguousarray(block[::max(SAMPLE, len(block) // SAMPLE)])
-        near = channel_sums(sample, channels) * (channels / sample.size)
+        found = around(np.zeros(channels, block.dtype), block)
+        if not found.far:
+            return found
+        near = found.sums / found.pixels
         centred = memory.scratch(block.shape, block.dtype)
-        np.subtract(block, repeated(near, block.shape[1], block.dtype), out=centred)
-        sums = channel_sums(centred, channels)
-        np.multiply(centred, centred, out=centred)
-        return Moments(block.size // channels, near, sums, channel_sums(centred, channels))
+        return around(near, np.subtract(block, repeated(near, block.shape[1], block.dtype), out=centred))
 
     return job
 
@@ -175,15 +194,14 @@ def combined(parts: Sequence[Moments]) -> Sums:
 
 def application(cache: Normalised, beta: np.ndarray, relu: bool, length: int) -> Callable[..., None]:
     """x -> y for blocks with rows of this length: γ x̂ + β, with relu the maximum of this and 0, written into y."""
-    dtype = cache.x.dtype
-    scale = cache.gamma / cache.sigma
-    # x − mean is exact where x is close to a large mean; what the mean lost in x's dtype goes into the shift
-    shift = beta - (cache.exact_mean - cache.mean) * scale
-    mean, scale, shift = (repeated(values, length, dtype) for values in (cache.mean, scale, shift))
+    dtype, scale = cache.x.dtype, cache.gamma / cache.sigma
+    shift = repeated(beta - cache.off_centre * scale, length, dtype)
+    scale, centre = repeated(scale, length, dtype), _repeated_centre(cache, length)
 
     def apply(x: np.ndarray, y: np.ndarray) -> None:
-        np.subtract(x, mean, out=y)
-        np.multiply(y, scale, out=y)
+        if centre is not None:
+            x = np.subtract(x, centre, out=y)
+        np.multiply(x, scale, out=y)
         np.add(y, shift, out=y)
         if relu:
             rectify(y)
@@ -192,16 +210,22 @@ def application(cache: Normalised, beta: np.ndarray, relu: bool, length: int) ->
 
 
 def gradient_sums(cache: Normalised, length: int) -> Callable[[np.ndarray, np.ndarray], Sums]:
-    """(g, x) -> Σ g, Σ g (x − mean) for blocks with rows of this length; mean is the cache's, in x's dtype."""
-    mean, channels = repeated(cache.mean, length, cache.x.dtype), len(cache.gamma)
+    """(g, x) -> Σ g, Σ g (x − centre) for blocks with rows of this length."""
+    centre, channels = _repeated_centre(cache, length), len(cache.gamma)
 
     def sums(g: np.ndarray, x: np.ndarray) -> Sums:
         product = memory.scratch(x.shape, x.dtype)
-        np.subtract(x, mean, out=product)
-        np.multiply(product, g, out=product)
+        if centre is not None:
+            x = np.subtract(x, centre, out=product)
+        np.multiply(x, g, out=product)
         return channel_sums(g, channels), channel_sums(product, channels)
 
     return sums
+
+
+def _repeated_centre(cache: Normalised, length: int) -> np.ndarray | None:
+    centre = cache.centre
+    return None if centre is None else repeated(centre, length, cache.x.dtype)
 
 
 def input_gradient(g: np.ndarray, cache: Normalised, sums: list[Sums], out: np.ndarray
@@ -209,7 +233,7 @@ def input_gradient(g: np.ndarray, cache: Normalised, sums: list[Sums], out: np.n
     """dx, dγ, dβ from the gradient g behind the ReLU, and its `gradient_sums`. dx is out, which may be g."""
     x, dtype, sigma = cache.x, cache.x.dtype, cache.sigma
     dbeta, dgamma = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums))
-    dgamma = (dgamma - (cache.exact_mean - cache.mean) * dbeta) / sigma
+    dgamma = (dgamma - cache.off_centre * dbeta) / sigma
     rows, count = count_rows(x), x.size // len(sigma)
     # mean(g) + x̂ · mean(g · x̂) = slope · x + offset
     slope = dgamma / (count * sigma)
