@@ -1,64 +1,28 @@
 """A tiny autograd: a `Tensor` remembers the op that made it, and `backward` walks from op to op by the chain rule.
 
 Every op is a pair of array functions, y, cache = forward(*arrays) and gradients = backward(dy, cache); `lift` makes a
-function of Tensors out of a pair. The graph consists of `Node`s, one for each op that ran: its backward, its cache,
-and the nodes (or leaf Tensors) that its inputs came from. A node does not hold its output, so an activation lives only
-as long as some cache needs it; and nothing refers back, so memory returns by reference count.
+function of Tensors out of a pair. The nodes and the walk are in `graph`.
 """
 
 from __future__ import annotations
 
 import inspect
 import numbers
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from minunet import memory, parallel
+from minunet import parallel
 from minunet.backend import array_module, as_float
+from minunet.graph import Node, Origin, Output, walk
 from minunet.ops import arithmetic
-
-PROMISED = 2        # gradients of leaves that are not made yet, at most: each keeps arrays that its op had
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _kinks: ContextVar[list[Any] | None] = ContextVar("kinks", default=None)
-
-
-class Node:
-    """One op that ran: how to pass a gradient on to its inputs."""
-
-    __slots__ = ("name", "several", "outputs", "backward", "cache", "parents")
-
-    def __init__(self, name: str, y: Any, backward: Callable[..., Any], cache: Any, tensors: Sequence[Tensor | None]):
-        self.name, self.several = name, isinstance(y, tuple)
-        self.outputs = [(a.shape, a.dtype) for a in (y if self.several else (y,))]
-        self.backward: Callable[..., Any] | None = backward
-        self.cache = cache
-        self.parents: tuple[Output | Tensor | None, ...] = tuple(
-            (t._source or t) if t is not None and t.requires_grad else None for t in tensors)
-
-
-class Output(NamedTuple):
-    """One result of a node: what a Tensor that is no leaf came from."""
-
-    node: Node
-    position: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the result."""
-        return self.node.outputs[self.position][0]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the result."""
-        return self.node.outputs[self.position][1]
 
 
 class Tensor:
@@ -104,6 +68,11 @@ class Tensor:
     def ndim(self) -> int:
         """The number of axes of data."""
         return self.data.ndim
+
+    @property
+    def origin(self) -> Origin:
+        """Where gradients go that come to it: to the op that made it, to itself as a leaf, or nowhere."""
+        return (self._source or self) if self.requires_grad else None
 
     def item(self) -> float:
         """The one number of a Tensor that holds one number."""
@@ -169,9 +138,8 @@ class Tensor:
         """Add to the `grad` of every leaf the gradient of <gradient, self>; gradient may be left out for one number.
 
         Frees each op's cache as soon as it has been passed, so a graph can be passed once: for two losses, add them.
-        Raises ValueError for a gradient of another shape or a
-        missing one, RuntimeError when this Tensor depends on no Tensor that requires a gradient, or when an earlier
-        backward has freed a part of its graph.
+        Raises ValueError for a gradient of another shape or a missing one, RuntimeError when this Tensor depends on no
+        Tensor that requires a gradient, or when an earlier backward has freed a part of its graph.
         """
         if gradient is None:
             if self.data.size != 1:
@@ -184,7 +152,7 @@ class Tensor:
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor depends on no Tensor with requires_grad=True (or was computed "
                                "under no_grad)")
-        walk([self], [dy])
+        walk([self.origin], [dy])
 
     def _operand(self, other: Any) -> Tensor:
         """The other operand; constants take this Tensor's dtype, numbers and lists its device too."""
@@ -193,149 +161,6 @@ class Tensor:
         if other.dtype != self.dtype:
             raise TypeError(f"Tensors of {self.dtype} and {other.dtype} do not mix; convert one with .data.astype")
         return other
-
-
-class Arrival(NamedTuple):
-    """A gradient that has come to a leaf: of which op, at which of its inputs, and a list that alone refers to it."""
-
-    op: str
-    position: int
-    leaf: Tensor
-    gradient: list[Any]
-
-    @property
-    def promised(self) -> bool:
-        """Whether it may still have to be made."""
-        return isinstance(self.gradient[0], parallel.Promise)
-
-    def settle(self) -> None:
-        """Check it and add it to the leaf's."""
-        if self.promised:
-            self.gradient[0] = self.gradient[0].take()
-        _check_gradient(self.op, self.position, self.leaf, self.gradient[0])
-        _accumulate(self.leaf, self.gradient)
-
-
-def walk(results: Sequence[Tensor], dys: Sequence[np.ndarray | None]) -> None:
-    """Pass the results' gradients through the graph: a node when all that use its outputs have been (any depth).
-
-    A gradient may be a promise of one (`parallel.later`). Leaves get theirs in the order of the walk.
-    """
-    gradients: dict[Node, list[np.ndarray | None]] = {}
-    for result, dy in zip(results, dys):
-        if dy is not None and result._source is not None:
-            _add_to(gradients, result._source, dy)
-    users = _count_users(list(gradients))
-    for result, dy in zip(results, dys):
-        if dy is not None and result._source is None and result.requires_grad:
-            _accumulate(result, [dy])
-    del dys, dy
-    ready = [node for node in gradients if users[node] == 0]
-    arrivals: deque[Arrival] = deque()
-    with parallel.overlap():
-        while ready:
-            node = ready.pop()
-            for parent, gradient in _pass(node, gradients.pop(node), arrivals):
-                _add_to(gradients, parent, gradient)
-                del gradient
-                users[parent.node] -= 1
-                if users[parent.node] == 0:
-                    ready.append(parent.node)
-            _settle(arrivals, PROMISED)
-        _settle(arrivals)
-
-
-def _arrive(arrival: Arrival, arrivals: deque[Arrival]) -> None:
-    """Settle it, or let it wait: for it to be made, or for one before it that has come to the same leaf."""
-    if arrival.promised or any(other.leaf is arrival.leaf for other in arrivals):
-        arrivals.append(arrival)
-    else:
-        arrival.settle()
-
-
-def _settle(arrivals: deque[Arrival], most: int = 0) -> None:
-    """Settle the first ones, until at most so many promises are left and one of them is the first."""
-    while arrivals and (not arrivals[0].promised or sum(arrival.promised for arrival in arrivals) > most):
-        arrivals.popleft().settle()
-
-
-def _add_to(gradients: dict[Node, list[np.ndarray | None]], output: Output, gradient: np.ndarray) -> None:
-    parts = gradients.setdefault(output.node, [None] * len(output.node.outputs))
-    before = parts[output.position]
-    # not in place: an op may have returned one array for two inputs
-    parts[output.position] = gradient if before is None else before + gradient
-
-
-def _pass(node: Node, dys: list[np.ndarray | None], arrivals: deque[Arrival]) -> list[tuple[Output, np.ndarray]]:
-    """Run one node's backward and free it; leaves' gradients are put among the arrivals, the others returned."""
-    backward, cache, parents = node.backward, node.cache, node.parents
-    node.backward, node.cache, node.parents = None, None, ()
-    assert backward is not None
-    # NumPy makes scalars of arrays without axes; a backward is always given an array
-    arrays = tuple(None if dy is None else as_float(dy, dtype) for dy, (_, dtype) in zip(dys, node.outputs))
-    del dys[:]
-    gradients = backward(arrays if node.several else arrays[0], cache)
-    del arrays
-    if not isinstance(gradients, (tuple, list)) or len(gradients) != len(parents):
-        got = len(gradients) if isinstance(gradients, (tuple, list)) else f"a {type(gradients).__name__}"
-        raise ValueError(f"backward of {node.name}: must return a tuple of {len(parents)} gradients, one for each "
-                         f"input; got {got}")
-    gradients = list(gradients)         # the only place that refers to an array that the backward has made
-    onward = []
-    for position, parent in enumerate(parents):
-        gradient, gradients[position] = [gradients[position]], None
-        if isinstance(parent, Tensor):
-            _arrive(Arrival(node.name, position, parent, gradient), arrivals)
-        elif parent is not None:
-            array = gradient[0].take() if isinstance(gradient[0], parallel.Promise) else gradient[0]
-            _check_gradient(node.name, position, parent, array)
-            onward.append((parent, array))
-    return onward
-
-
-def _count_users(roots: list[Node]) -> dict[Node, int]:
-    """For every node that the roots depend on, and them, how many inputs of other such nodes it is."""
-    users = dict.fromkeys(roots, 0)
-    found = list(roots)
-    while found:
-        node = found.pop()
-        if node.backward is None:
-            raise RuntimeError(f"backward: an earlier backward has passed the op {node.name} and freed its cache; run "
-                               "the forward pass again, or add the losses up and call backward once")
-        for parent in node.parents:
-            if isinstance(parent, Output):
-                if parent.node not in users:
-                    users[parent.node] = 0
-                    found.append(parent.node)
-                users[parent.node] += 1
-    return users
-
-
-def _check_gradient(name: str, position: int, parent: Output | Tensor, gradient: Any) -> None:
-    shape, dtype = getattr(gradient, "shape", None), getattr(gradient, "dtype", None)
-    if shape != parent.shape or dtype != parent.dtype:
-        got = "None" if gradient is None else f"a {type(gradient).__name__}" if shape is None else f"{dtype} {shape}"
-        raise ValueError(f"backward of {name}: the gradient of input {position} must be {parent.dtype} {parent.shape}, "
-                         f"as the input; got {got}")
-
-
-def _accumulate(leaf: Tensor, gradient: list[np.ndarray]) -> None:
-    """Add the list's one gradient to the leaf's, which shares no memory: its owner may change it in place.
-
-    A backward may return dy, an array of its cache, or one array for two inputs: such a gradient is copied. It becomes
-    the leaf's as it stands only if it is no view and nothing but the list refers to it; views of it would, too.
-    """
-    if type(gradient[0]) is not np.ndarray:
-        xp = array_module(leaf.data)
-        leaf.grad = xp.array(gradient[0]) if leaf.grad is None else xp.asarray(leaf.grad + gradient[0])
-    elif leaf.grad is not None:
-        leaf.grad = np.add(leaf.grad, gradient[0], out=memory.empty(leaf.shape, leaf.dtype))
-    elif (sys.getrefcount(gradient[0]) == 2         # the list, and the argument of this very call
-          and memory.is_whole(gradient[0]) and gradient[0].flags.writeable):
-        leaf.grad = gradient[0]
-    else:
-        leaf.grad = memory.empty(leaf.shape, leaf.dtype)
-        leaf.grad[...] = gradient[0]
 
 
 def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Callable[[Any], tuple] | None = None,
@@ -375,7 +200,8 @@ def lift(forward: Callable[..., Any], backward: Callable[..., Any], *, also: Cal
         needs = tuple(t is not None and t.requires_grad for t in tensors)
         if _recording.get() and any(needs):
             more = {name: value for name, value in (("needs", needs), ("later", parallel.later)) if name in wanted}
-            attach(outs, Node(forward.__name__, y, partial(backward, **more), cache, tensors))
+            attach(outs, Node(forward.__name__, y, partial(backward, **more), cache,
+                              [None if t is None else t.origin for t in tensors]))
         kinks = _kinks.get()
         if kink is not None and kinks is not None:
             decisions = kink(cache)

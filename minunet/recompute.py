@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minunet.autograd import Node, Tensor, attach, recording, walk
+from minunet.autograd import Tensor, attach, recording
 from minunet.backend import array_module
+from minunet.graph import Node, walk
 
 _once: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar("once", default=lambda f: f())
 
@@ -47,7 +48,7 @@ def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
         replay = iter(first)
         with recording(True):
             leaves, results = call(lambda f: next(replay))
-        walk(results if several else (results,), dys)
+        walk([result.origin for result in (results if several else (results,))], dys)
         return [_gradient(leaf) for leaf in leaves]
 
     given = [(t.data, t.requires_grad) for t in inputs]
@@ -56,7 +57,8 @@ def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
     results = results if several else (results,)
     outs = tuple(Tensor(result.data) for result in results)
     if any(result.requires_grad for result in results):
-        attach(outs, Node(name, tuple(out.data for out in outs), backward, None, inputs))
+        attach(outs, Node(name, tuple(out.data for out in outs), backward, None,
+                          [t.origin for t in inputs]))
     return outs if several else outs[0]
 
 

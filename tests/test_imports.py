@@ -23,7 +23,7 @@ LEVELS = {
     "cuda": 1, "simulator": 1, "nvrtc": 1,
     "convolution": 2,
     "ops": 3,
-    "autograd": 4, "recompute": 4,
+    "graph": 4, "autograd": 4, "recompute": 4,
     "functional": 5, "gradient_check": 5,
     "nn": 6, "optim": 6,
     "models": 7, "data": 7, "checkpoint": 7, "interop": 7,

@@ -6,7 +6,7 @@ from functools import partial, reduce
 import numpy as np
 import pytest
 
-from minunet import Tensor, autograd, functional, parallel
+from minunet import Tensor, functional, graph, parallel
 from minunet.autograd import lift
 from minunet.ops import conv
 from minunet.recompute import recompute
@@ -58,7 +58,7 @@ def test_the_gradients_of_a_shared_weight_add_up_in_the_order_of_the_walk(monkey
         parallel._team.promises.rotate()
         return promise
 
-    monkeypatch.setattr(autograd, "PROMISED", most)
+    monkeypatch.setattr(graph, "PROMISED", most)
     parts = []
     expected = gradient([record] * 8)
     assert np.array_equal(expected, reduce(np.add, parts)) and not np.array_equal(expected, reduce(np.add, parts[::-1]))
@@ -108,7 +108,7 @@ def test_gradients_of_a_leaf_that_is_a_result_come_first():
     w = Tensor(ones, requires_grad=True)
     with all_busy():
         y = scale(parallel.later, -1e8)(scale(parallel.later)(ones, w), w)
-        autograd.walk([y, w], [ones, np.full(3, 1e8, np.float32)])
+        graph.walk([y.origin, w.origin], [ones, np.full(3, 1e8, np.float32)])
     np.testing.assert_array_equal(w.grad, ones)             # (1e8 − 1e8) + 1
 
 
@@ -148,7 +148,7 @@ def test_a_promise_for_what_needs_no_gradient_is_not_kept():
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_so_many_promises_are_outstanding_at_most(monkeypatch, most):
     """At each op's backward; the first in the walk are made first, when there are more."""
-    monkeypatch.setattr(autograd, "PROMISED", most)
+    monkeypatch.setattr(graph, "PROMISED", most)
     outstanding, made = [], []
 
     def give(number, function):
