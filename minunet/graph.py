@@ -36,12 +36,16 @@ class Leaf(Protocol):
 
 
 class Node:
-    """One op that ran: how to pass gradients of its results y on to its inputs, which came from its parents."""
+    """One op that ran: how to pass gradients of its results y on to its inputs, which came from its parents.
 
-    __slots__ = ("name", "several", "outputs", "backward", "cache", "parents")
+    lean: before it is passed, all that has been put aside is done, and what that needs is gone from memory.
+    """
 
-    def __init__(self, name: str, y: Any, backward: Callable[..., Any], cache: Any, parents: Sequence[Origin]):
-        self.name, self.several = name, isinstance(y, tuple)
+    __slots__ = ("name", "several", "outputs", "backward", "cache", "parents", "lean")
+
+    def __init__(self, name: str, y: Any, backward: Callable[..., Any], cache: Any, parents: Sequence[Origin],
+                 lean: bool = False):
+        self.name, self.several, self.lean = name, isinstance(y, tuple), lean
         self.outputs = [(a.shape, a.dtype) for a in (y if self.several else (y,))]
         self.backward: Callable[..., Any] | None = backward
         self.cache = cache
@@ -89,10 +93,11 @@ class Arrival(NamedTuple):
         _accumulate(self.leaf, self.gradient)
 
 
-def walk(origins: Sequence[Origin], dys: Sequence[np.ndarray | None]) -> None:
+def walk(origins: Sequence[Origin], dys: Sequence[np.ndarray | None], lean: bool = False) -> None:
     """Pass gradients through the graph from there: a node when all that use its outputs have been (any depth).
 
-    A gradient may be a promise of one (`parallel.later`). Leaves get theirs in the order of the walk.
+    A gradient may be a promise of one (`parallel.later`), kept before the next node if lean. Leaves get theirs in the
+    order of the walk.
     """
     gradients: dict[Node, list[np.ndarray | None]] = {}
     for origin, dy in zip(origins, dys):
@@ -108,13 +113,15 @@ def walk(origins: Sequence[Origin], dys: Sequence[np.ndarray | None]) -> None:
     with parallel.overlap():
         while ready:
             node = ready.pop()
+            if node.lean:
+                _settle(arrivals)
             for parent, gradient in _pass(node, gradients.pop(node), arrivals):
                 _add_to(gradients, parent, gradient)
                 del gradient
                 users[parent.node] -= 1
                 if users[parent.node] == 0:
                     ready.append(parent.node)
-            _settle(arrivals, PROMISED)
+            _settle(arrivals, 0 if lean else PROMISED)
         _settle(arrivals)
 
 

@@ -48,7 +48,7 @@ def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
         replay = iter(first)
         with recording(True):
             leaves, results = call(lambda f: next(replay))
-        walk([result.origin for result in (results if several else (results,))], dys)
+        walk([result.origin for result in (results if several else (results,))], dys, lean=True)
         return [_gradient(leaf) for leaf in leaves]
 
     given = [(t.data, t.requires_grad) for t in inputs]
@@ -58,7 +58,7 @@ def recompute(function: Callable[..., Any], *inputs: Tensor) -> Any:
     outs = tuple(Tensor(result.data) for result in results)
     if any(result.requires_grad for result in results):
         attach(outs, Node(name, tuple(out.data for out in outs), backward, None,
-                          [t.origin for t in inputs]))
+                          [t.origin for t in inputs], lean=True))
     return outs if several else outs[0]
 
 

@@ -205,7 +205,7 @@ def test_another_thread_makes_a_gradient_while_the_walk_goes_on(use):
 
 # recomputation
 
-def test_a_recomputation_has_promises_of_its_own():
+def test_a_recomputation_keeps_its_promises():
     """Its parameters get their gradients before the gradient of its input goes on."""
     x, inner, outer, seen = leaf(3), leaf(3), leaf(3), []
 
@@ -217,12 +217,31 @@ def test_a_recomputation_has_promises_of_its_own():
     promising = scale(parallel.later)
     with all_busy():
         promising(recompute(lambda x: promising(promising(x, inner), inner), look(x)), outer).sum().backward()
-    assert seen == [(True, False)] and nothing_is_left()
+    assert seen == [(True, True)] and nothing_is_left()
     expected = [t.data.copy() for t in (x, inner, outer)]
     a, b, c = (Tensor(data, requires_grad=True) for data in expected)
     (a * b * b * c).sum().backward()
     for tensor, one in zip((x, inner, outer), (a, b, c)):
         np.testing.assert_allclose(tensor.grad, one.grad, rtol=1e-15)
+
+
+def test_nothing_is_put_aside_while_a_part_is_recomputed():
+    """Neither what came before it, nor between its own ops: a promise keeps arrays that recomputation is to save."""
+    done = []
+
+    def note(name):
+        return lambda function: parallel.later(lambda: (done.append(name), function())[1])
+
+    def look_backward(dy, _):
+        done.append("looked")
+        return (dy,)
+
+    look = lift(lambda x: (x + 0, None), look_backward)
+    w = [leaf(3) for _ in range(3)]
+    with all_busy():
+        y = recompute(lambda x: scale(note("outer"))(look(scale(note("inner"))(x, w[0])), w[1]), leaf(3))
+        scale(note("before"))(y, w[2]).sum().backward()
+    assert done == ["before", "outer", "looked", "inner"]
 
 
 # BLAS's own threads
