@@ -1,4 +1,4 @@
-"""Tiles: how a block of an image is cut into overlapping squares for Winograd's algorithm, and put together again.
+"""Tiles: how a block of an image is cut into overlapping tiles for Winograd's algorithm, and put together again.
 
 Nothing is copied for that: a small matrix times the image rows below each other, as they lie, transforms a row of tiles
 along the height, and what comes out is read by tiles along the width.
@@ -78,7 +78,7 @@ class Grid(NamedTuple):
 
 
 def positions(count: int, rows: int, columns: int, dtype: np.dtype, name: str | None = None) -> np.ndarray:
-    """An uninitialised array (count, rows, columns) with a gap after each position: this thread's of that name."""
+    """An uninitialised array (count, rows, columns), a gap after each position: new, or this thread's of that name."""
     def make() -> np.ndarray:
         shape = count, rows * columns + GAP
         flat = memory.empty(shape, dtype) if name is None else memory.scratch(shape, dtype, name)

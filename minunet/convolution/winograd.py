@@ -4,9 +4,9 @@ Along one axis, m outputs of a filter with three taps g need m + 2 inputs d, and
 
     y = Aᵀ [(G g) ⊙ (Bᵀ d)]                             F(m, 3); direct: 3 m multiplications
 
-G g are the values of the polynomial g at m + 2 points; Aᵀ and Bᵀ are the transposes of taking the values of another
-polynomial there, and of finding the polynomial from its values. In two dimensions, for every tile d of (m + 2)² pixels
-and every filter, summed over the channels c,
+G g are, up to factors, the values of the polynomial g at m + 2 points; Aᵀ and Bᵀ are the transposes of taking the
+values of another polynomial there, and of finding the polynomial from its values. In two dimensions, for every tile d
+of (m + 2)² pixels and every filter, summed over the channels c,
 
     y_f = Aᵀ [Σ_c (G g_cf Gᵀ) ⊙ (Bᵀ d_c B)] A           F(m x m, 3x3)
 
@@ -179,9 +179,10 @@ class RowWinograd:
 
     A tile is four outputs below each other, and six inputs. At each of the six positions stays a convolution with a row
     of three taps. Three pixels of V beside each other are 3 C numbers in a row; every third such window is a row of a
-    matrix (P / 3, 3 C) that lies in V as it is. So three products, with V shifted by 0, 1 and 2 pixels, make M: each
-    every third pixel of it. V has two pixels more a row than there are tiles; what M holds at these, where the windows
-    reach the next row, is not used. P is V's number of pixels: a multiple of 3, and the 2 that the last window reaches.
+    matrix ((P − 2) / 3, 3 C) that lies in V as it is. So three products, with V shifted by 0, 1 and 2 pixels, make M,
+    each every third pixel of it. V has two pixels more a row than there are tiles; what M holds at these, where the
+    windows reach the next row, is not used. P is V's number of pixels: a multiple of 3, and the 2 that the last window
+    reaches.
     """
 
     positions = 6                       # of V and M
@@ -199,7 +200,8 @@ class RowWinograd:
 
     def between(self, block: Block) -> int:
         """Pixels of scratch that the transforms take beside V and M: of images side by side."""
-        return 4 * self.length(block)
+        _, down, across = block.shape
+        return (4 * down + 2) * (across + 2)
 
     def tiles_in(self, images: Images, grid: Grid, block: Block, V: np.ndarray) -> None:
         """V (6, P, C) = Bᵀ d of six image rows d for each tile; the images' channels lie side by side."""
@@ -220,7 +222,7 @@ class RowWinograd:
 
     @staticmethod
     def products(V: np.ndarray, U: np.ndarray, M: np.ndarray) -> None:
-        """M = V U for each shift: (P / 3, 3 C) @ (3 C, F)."""
+        """M = V U for each shift: ((P − 2) / 3, 3 C) @ (3 C, F)."""
         multiply_each(_shifted(V, 3), U[:, None], _thirds(M))
 
     @staticmethod

@@ -36,7 +36,7 @@ class Moments(NamedTuple):
     def far(self) -> bool:
         """Whether s is far from the mean of some channel."""
         sums, squares = (part.astype(np.float64) / self.pixels for part in (self.sums, self.squares))
-        return not (sums**2 * (1 + 1 / FAR**2) <= squares).all()        # also where they are no numbers
+        return not ((sums**2 * (1 + 1 / FAR**2) <= squares) & (squares < np.inf)).all()     # also if they overflow
 
 
 class Normalised(NamedTuple):

@@ -200,6 +200,15 @@ def test_one_channel_far_from_zero_is_enough(means):
     assert_close(dgamma[:3], exact_dgamma[:3], 1e-6)
 
 
+def test_squares_that_overflow_are_taken_around_the_mean():
+    x = np.random.default_rng(0).uniform(1e19, 1.1e19, (64, 64)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        mean, var = norm.combined([norm.moments(4)(x)])
+    expected = x.astype(np.float64).reshape(-1, 4)
+    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(var, expected.var(0), rtol=1e-4)
+
+
 def test_equal_maxima_in_a_large_image_are_rare_and_still_found():
     """One window of many whose two largest numbers are the same, above 0."""
     rng = np.random.default_rng(0)
