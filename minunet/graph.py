@@ -17,7 +17,7 @@ import numpy as np
 from minunet import memory, parallel
 from minunet.backend import array_module, as_float
 
-PROMISED = 2        # gradients of leaves that are not made yet, at most: each keeps arrays that its op had
+PROMISED = 2        # gradients of leaves that are not taken yet, at most: each keeps arrays that its op had
 
 
 class Leaf(Protocol):
@@ -38,7 +38,7 @@ class Leaf(Protocol):
 class Node:
     """One op that ran: how to pass gradients of its results y on to its inputs, which came from its parents.
 
-    lean: before it is passed, all that has been put aside is done, and what that needs is gone from memory.
+    lean: before it is passed, all promises are taken, and what they need is gone from memory.
     """
 
     __slots__ = ("name", "several", "outputs", "backward", "cache", "parents", "lean")
@@ -94,10 +94,10 @@ class Arrival(NamedTuple):
 
 
 def walk(origins: Sequence[Origin], dys: Sequence[np.ndarray | None], lean: bool = False) -> None:
-    """Pass gradients through the graph from there: a node when all that use its outputs have been (any depth).
+    """Pass gradients on from these origins: a node when all that use its outputs have been (any depth).
 
-    A gradient may be a promise of one (`parallel.later`), kept before the next node if lean. Leaves get theirs in the
-    order of the walk.
+    A gradient may be a promise of one (`parallel.later`), taken before the next node if lean. Each leaf gets its own in
+    the order of the walk.
     """
     gradients: dict[Node, list[np.ndarray | None]] = {}
     for origin, dy in zip(origins, dys):

@@ -1,6 +1,6 @@
 """Tiles: how a block of an image is cut into overlapping tiles for Winograd's algorithm, and put together again.
 
-Nothing is copied for that: a small matrix times the image rows below each other, as they lie, transforms a row of tiles
+Images are read and written where they lie: a small matrix times image rows below each other transforms a row of tiles
 along the height, and what comes out is read by tiles along the width.
 """
 
@@ -66,14 +66,14 @@ class Grid(NamedTuple):
     def blocks(self, tiles: int, width: int, images: int = 1 << 30) -> list[Block]:
         """Blocks of about this many tiles, at most so many in a row: parts of an image, or several whole images.
 
-        At least two blocks, where there are two rows of tiles.
+        images: the most that a block has. At least two blocks, where there are two images or two rows of tiles.
         """
         rows, columns = self.tiles
         across = -(-columns // -(-columns // width))                # equal parts
-        joined = max(1, min(tiles // (rows * columns), -(-self.images // 2), images)) if across == columns else 1
-        down = rows if joined > 1 else max(1, min(tiles // across, rows if self.images > 1 else -(-rows // 2)))
-        return [Block(n, min(n + joined, self.images), r, min(r + down, rows), c, min(c + across, columns))
-                for n in range(0, self.images, joined) for r in range(0, rows, down)
+        whole = max(1, min(tiles // (rows * columns), -(-self.images // 2), images)) if across == columns else 1
+        down = rows if whole > 1 else max(1, min(tiles // across, rows if self.images > 1 else -(-rows // 2)))
+        return [Block(n, min(n + whole, self.images), r, min(r + down, rows), c, min(c + across, columns))
+                for n in range(0, self.images, whole) for r in range(0, rows, down)
                 for c in range(0, columns, across)]
 
 
@@ -96,7 +96,7 @@ def view(array: np.ndarray, start: int, shape: Sequence[int], strides: Sequence[
 def from_rows(matrix: np.ndarray, x: np.ndarray, grid: Grid, block: Block, columns: int, out: np.ndarray) -> None:
     """out (K, images, down, ·, C) = matrix d, for the image rows d below each other in each tile: matrix (K, rows).
 
-    Of so many columns from the block's first one on. Outside the image, and in out's columns beyond these, it is 0.
+    It takes `columns` columns from the block's first one on; outside the image, and in out's further columns, out is 0.
     """
     (h, w), (mh, mw), (ph, pw), c, taps = grid.size, grid.m, grid.padding, x.shape[3], matrix.shape[1]
     left = mw * block.first_column - pw
@@ -136,8 +136,10 @@ def to_rows(matrix: np.ndarray, M: np.ndarray, y: np.ndarray, grid: Grid, block:
 
 
 def joined(images: Sequence[np.ndarray], grid: Grid, block: Block, taps: Pair) -> tuple[np.ndarray, Grid, Block]:
-    """What one image's block of tiles reads, with all images' channels side by side: an image in scratch, and the grid
-    and the block of the same tiles on it; taps of a tile."""
+    """What a block within one image reads, with all images' channels side by side: a copy, as an image in scratch.
+
+    And the same tiles' grid on it, and the block there. taps: the height and width of what a tile reads, in px.
+    """
     _, down, across = block.shape
     starts = [m * first - p for m, first, p in zip(grid.m, (block.first_row, block.first_column), grid.padding)]
     stops = [start + m * (tiles - 1) + t for start, m, tiles, t in zip(starts, grid.m, (down, across), taps)]
@@ -152,7 +154,7 @@ def joined(images: Sequence[np.ndarray], grid: Grid, block: Block, taps: Pair) -
 
 @lru_cache(maxsize=1024)
 def agreeing_tiles(taps: int, tiles: range, m: int, padding: int, length: int) -> list[tuple[range, slice]]:
-    """(tiles, taps): along one axis of this length, the taps that lie inside for each of these neighbouring tiles."""
+    """(tiles, taps): along one axis of this length, runs of neighbouring tiles, and which of their taps lie inside."""
     def inside(tile: int) -> tuple[int, int]:
         first = min(max(0, padding - m * tile), taps)
         return first, max(first, min(taps, length + padding - m * tile))

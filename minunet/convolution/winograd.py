@@ -18,12 +18,11 @@ For each of the (m + 2)² positions in a tile the sum is a matrix product, (tile
     products        M = V U, position by position       (position, tile, filter)
     tiles_out       y = Aᵀ M A
 
-The convolution is exactly that. Its weight gradient is the chain transposed at U: dg = Gᵀ (Vᵀ (A dy Aᵀ)) G, with this
-A, not the convolution's matrix.
+The convolution is exactly that, and so is its transpose, with the kernel turned by 180°. The weight gradient is the
+chain transposed at U: dg = Gᵀ (Vᵀ (A dy Aᵀ)) G, with this A, not the convolution's matrix.
 
-The transforms multiply by small whole numbers whose errors do not cancel: in float32 the result is a few times less
-accurate than a plain sum (benchmarks/RESULTS.md). And what is not a number in one pixel is none in all outputs of its
-tiles.
+The transforms' numbers grow with m, and errors with them: in float32 a result is several times less accurate than a
+plain sum (benchmarks/RESULTS.md). And one NaN or infinity in a pixel makes all outputs of its tiles NaN.
 
 Source: Lavin and Gray, Fast algorithms for convolutional neural networks (2016).
 """
@@ -245,8 +244,8 @@ class RowWinograd:
         (_, down, across), top, left = block.shape, 4 * block.first_row, block.first_column
         height = min(4 * down, grid.out_size[0] - top)
         pixels = memory.scratch((1, height, across, M.shape[2]), self.dtype, "joined")
-        inside = Grid((4, 1), 1, grid.size, (height, across), grid.padding)
-        to_rows(self.AT, rows, pixels, inside, Block(0, 1, 0, down, 0, across), relu)
+        part = grid._replace(images=1, out_size=(height, across))
+        to_rows(self.AT, rows, pixels, part, Block(0, 1, 0, down, 0, across), relu)
         channel = 0
         for y in ys:
             y[block.first, top:top + height, left:left + across] = pixels[0, ..., channel:channel + y.shape[3]]

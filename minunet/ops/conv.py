@@ -6,7 +6,7 @@
 | dx | Aᵀ dy | A dy |
 | dw | weight_grad(x, dy) | weight_grad(dy, x) |
 
-x of a convolution may be several images whose channels lie side by side: they are read where they are, not joined.
+x of a convolution may be several images whose channels lie side by side: no joined image is stored.
 """
 
 from __future__ import annotations

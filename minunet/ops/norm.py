@@ -25,16 +25,16 @@ FAR = 4                 # σ; of channels whose mean is farther from 0, x − me
 
 
 class Moments(NamedTuple):
-    """Of a block: its number of pixels; for each channel a number s near its mean, Σ (x − s) and Σ (x − s)²."""
+    """Of a block: its number of pixels; for each channel a shift s, Σ (x − s) and Σ (x − s)²."""
 
     pixels: int
-    near: np.ndarray
+    shift: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
 
     @property
     def far(self) -> bool:
-        """Whether s is far from the mean of some channel."""
+        """Whether some channel's mean is far from its shift."""
         sums, squares = (part.astype(np.float64) / self.pixels for part in (self.sums, self.squares))
         return not ((sums**2 * (1 + 1 / FAR**2) <= squares) & (squares < np.inf)).all()     # also if they overflow
 
@@ -60,7 +60,7 @@ class Normalised(NamedTuple):
 
     @property
     def centre(self) -> np.ndarray | None:
-        """What is subtracted from x: the mean in x's dtype; None, for 0, if no channel's mean is far from that."""
+        """What is subtracted from x: the mean in x's dtype; None, for 0, if no channel's mean is far from 0."""
         return self.mean if (self.exact_mean**2 > FAR**2 * self.exact_var).any() else None
 
     @property
@@ -156,23 +156,23 @@ def statistics(x: np.ndarray) -> Sums:
 
 
 def moments(channels: int) -> Callable[[np.ndarray], Moments]:
-    """block -> its `Moments`, for blocks (rows, L·C): with s = 0; if that is far from the mean, around the mean.
+    """block -> its `Moments`, for blocks (rows, L·C): without a shift; if a mean is far from 0, shifted by the means.
 
-    So however large the block's mean is, this loses no digits to it.
+    So however large a mean is, no digits are lost to it.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance (1983), section 3: shifted data.
     """
-    def around(near: np.ndarray, block: np.ndarray) -> Moments:
+    def shifted(shift: np.ndarray, block: np.ndarray) -> Moments:
         squares = np.multiply(block, block, out=memory.scratch(block.shape, block.dtype, "squares"))
-        return Moments(block.size // channels, near, channel_sums(block, channels), channel_sums(squares, channels))
+        return Moments(block.size // channels, shift, channel_sums(block, channels), channel_sums(squares, channels))
 
     def job(block: np.ndarray) -> Moments:
-        found = around(np.zeros(channels, block.dtype), block)
+        found = shifted(np.zeros(channels, block.dtype), block)
         if not found.far:
             return found
-        near = found.sums / found.pixels
+        means = found.sums / found.pixels
         centred = memory.scratch(block.shape, block.dtype)
-        return around(near, np.subtract(block, repeated(near, block.shape[1], block.dtype), out=centred))
+        return shifted(means, np.subtract(block, repeated(means, block.shape[1], block.dtype), out=centred))
 
     return job
 
@@ -184,10 +184,10 @@ def combined(parts: Sequence[Moments]) -> Sums:
 
     Source: as above, section 2: pairwise combination.
     """
-    pixels, near, sums, squares = (np.array(part, np.float64) for part in zip(*parts))      # (blocks, C)
+    pixels, shift, sums, squares = (np.array(part, np.float64) for part in zip(*parts))      # (blocks, C)
     pixels = pixels[:, None]
     weights, off = pixels / pixels.sum(), sums / pixels
-    means = near + off
+    means = shift + off
     mean = (weights * means).sum(0)
     return mean, (weights * (squares / pixels - off**2 + (means - mean)**2)).sum(0)
 
@@ -230,21 +230,24 @@ def _repeated_centre(cache: Normalised, length: int) -> np.ndarray | None:
 
 def input_gradient(g: np.ndarray, cache: Normalised, sums: list[Sums], out: np.ndarray
                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dγ, dβ from the gradient g behind the ReLU, and its `gradient_sums`. dx is out, which may be g."""
+    """dx, dγ, dβ from the gradient g of the ReLU's input, and its `gradient_sums`. dx is out, which may be g."""
     x, dtype, sigma = cache.x, cache.x.dtype, cache.sigma
     dbeta, dgamma = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums))
     dgamma = (dgamma - cache.off_centre * dbeta) / sigma
     rows, count = count_rows(x), x.size // len(sigma)
-    # mean(g) + x̂ · mean(g · x̂) = slope · x + offset
+    # mean(g) + x̂ · mean(g · x̂) = slope · (x − centre) + offset
     slope = dgamma / (count * sigma)
-    offset = dbeta / count - cache.exact_mean * slope
+    offset = dbeta / count - cache.off_centre * slope
     slope, offset, scale = (repeated(a, x.size // rows, dtype) for a in (slope, offset, cache.gamma / sigma))
+    centre = _repeated_centre(cache, x.size // rows)
 
     def job(g: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
         if cache.constant:
             np.multiply(g, scale, out=dx)
             return
         loss = memory.scratch(x.shape, dtype)
+        if centre is not None:
+            x = np.subtract(x, centre, out=loss)
         np.multiply(x, slope, out=loss)
         np.add(loss, offset, out=loss)
         np.subtract(g, loss, out=dx)
