@@ -64,6 +64,24 @@ class CpuTimer:
         """A CPU is done when the call returns."""
 
 
+class WallTimer(CpuTimer):
+    """The wall clock around the run, until `wait` says that the device has done it: with what Python takes for it."""
+
+    def __init__(self, wait: Callable[[], None]):
+        super().__init__()
+        self.wait = wait            # type: ignore[method-assign]
+
+    def __call__(self, run: Callable[[], Any]) -> float:
+        self.wait()
+
+        def waited() -> Any:
+            result = run()
+            self.wait()
+            return result
+
+        return super().__call__(waited)
+
+
 class CudaTimer:
     """Two device events around the run.
 

@@ -7,12 +7,11 @@ pass, of all weight gradients and of all data gradients but the images':
     FLOP(step) = 3 · FLOP(prediction) − FLOP(first convolution).
 
 Memory is the most that the process of its own held, less what it held before the net was made: weights, gradients,
-moments, activations and work space.
+moments, activations and work space. On a GPU it is what the side's allocator held there.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,60 +20,28 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minunet import functional, optim
+from minunet import functional
 from minunet.autograd import Tensor
+from minunet.backend import cupy, to_device
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Pair
 from minunet.interop import from_torch, to_torch
 from minunet.models import UNet
 
-from .harness import CpuTimer, Timing, measure
-from .layers import CHANNELS, unet_layers
+from .harness import Timing
+from .layers import CHANNELS
 from .peer import FORMAT_WORDS, torch_for
-from .processes import Load, Side, available_bytes, forget_peak, resident_bytes
+from .processes import Load, Side, available_bytes
 from .products import Budget
+from .unet_sides import CLASSES, DEPTH, Case, Contestant, TorchNet
 
-CLASSES, DEPTH = 1, 4
 WORKS = ("step", "prediction")
 GRADIENTS = 1e-10       # ‖ours − reference‖ / ‖reference‖ in float64 that is still rounding, all parameters together
-PREDICTION = 1e-4       # the same of a float32 prediction and the float64 one
-LOSSES = 5e-3           # relative difference of the two sides' losses over the first steps
-FIRST_STEPS = 3
+PREDICTION = {"float32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}      # the same of a prediction and the float64 one
+LOSSES = {"float32": 5e-3, "tf32": 1e-2, "bf16": 5e-2}  # relative difference of two sides' losses, first steps
 
-
-class Case(NamedTuple):
-    """A net and its images: channels of the first level, images at a time, (height, width) in px."""
-
-    base: int
-    batch: int
-    size: Pair
-
-    @property
-    def megapixels(self) -> float:
-        """Of one batch."""
-        return self.batch * self.size[0] * self.size[1] / 1e6
-
-    def flop(self, work: str) -> int:
-        """Of one step or prediction."""
-        layers = unet_layers(self.size, self.base, DEPTH, CLASSES)
-        forward = sum(len(layer.names) * layer.flop(self.batch) for layer in layers)
-        return forward if work == "prediction" else 3 * forward - layers[0].flop(self.batch)
-
-    def forecast(self) -> int:
-        """Bytes of a training step, by `UNet.summary`."""
-        return UNet(CHANNELS, CLASSES, self.base, DEPTH).summary(self.size, self.batch).training_bytes
-
-    def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """x (N, H, W, 3) and masks (N, H, W, 1) of 0 and 1, float32, the same in every process."""
-        rng = np.random.default_rng([self.base, self.batch, *self.size])
-        x = rng.standard_normal((self.batch, *self.size, CHANNELS), np.float32)
-        return x, (rng.random((self.batch, *self.size, CLASSES)) < 0.3).astype(np.float32)
-
-    def __str__(self) -> str:
-        return f"base {self.base}, {self.batch}x{self.size[0]}x{self.size[1]}"
-
-
-CASES = (Case(64, 2, (256, 256)), Case(16, 8, (128, 128)), Case(16, 2, (256, 256)))
+CASES = {"cpu": ((64, 2, (256, 256)), (16, 8, (128, 128)), (16, 2, (256, 256))),
+         "cuda": ((64, 8, (256, 256)), (64, 1, (256, 256)), (64, 8, (512, 512)))}
 VERIFIED = Case(16, 2, (64, 64))        # the net whose gradients are compared in float64
 
 
@@ -82,120 +49,9 @@ SCALING = (64, 128, 256, 512, 1024), (1, 2, 4, 8, 16), 256      # sizes of one i
 CONTIGUOUS = f"PyTorch, {FORMAT_WORDS['contiguous_format']}"
 
 
-def scaling_cases(base: int, sizes: Sequence[int], batches: Sequence[int], at: int) -> list[Case]:
+def scaling_cases(base: int, sizes: Sequence[int], batches: Sequence[int], at: int) -> list[tuple[int, int, Pair]]:
     """One image of each of these heights and widths, then that many images of one size."""
-    return list(dict.fromkeys([*(Case(base, 1, (n, n)) for n in sizes), *(Case(base, n, (at, at)) for n in batches)]))
-
-
-# ---- the sides
-
-class Net(ABC):
-    """One side's U-Net and optimizer with the batch of a case, in the process that makes it."""
-
-    def __init__(self, case: Case):
-        self.case, (self.x, self.y) = case, case.images()
-        self._before = resident_bytes()
-
-    @abstractmethod
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take these weights, in minunet's names and order; the peak of memory counts from here."""
-
-    @abstractmethod
-    def step(self) -> float:
-        """One training step; its loss."""
-
-    @abstractmethod
-    def prediction(self) -> np.ndarray:
-        """Probabilities (N, H, W, 1)."""
-
-    def first_losses(self) -> list[float]:
-        """Of the first steps."""
-        return [self.step() for _ in range(FIRST_STEPS)]
-
-    def times(self, work: str, budget: Budget) -> tuple[float, ...]:
-        """Seconds of the repeated work, after one that warms up."""
-        return measure([getattr(self, work)], CpuTimer(), budget.seconds, budget.least).times
-
-    def growth(self) -> int | None:
-        """Bytes by which the process has at most grown since before the net."""
-        peak = resident_bytes(peak=True)
-        return None if peak is None or self._before is None else max(0, peak - self._before)
-
-
-class OurNet(Net):
-    """minunet's; with recompute, activations are computed again instead of stored."""
-
-    def __init__(self, case: Case, recompute: bool = False):
-        super().__init__(case)
-        self._net = UNet(CHANNELS, CLASSES, case.base, DEPTH, recompute=recompute)
-        self._adam = optim.Adam(self._net.parameters(), lr=1e-3)
-
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `Net`."""
-        self._net.load_state_dict(state)
-        forget_peak()
-
-    def step(self) -> float:
-        """See `Net`."""
-        self._adam.zero_grad()
-        loss = functional.bce_with_logits(self._net(Tensor(self.x)), self.y)
-        loss.backward()
-        self._adam.step()
-        return loss.item()
-
-    def prediction(self) -> np.ndarray:
-        """See `Net`."""
-        return self._net.predict(self.x)
-
-
-class TorchNet(Net):
-    """PyTorch's, eager, in a memory format; its images are in that format already."""
-
-    def __init__(self, case: Case, memory_format: str):
-        self._torch = torch = torch_for("cpu")
-        from .torch_unet import UNet as TorchUNet
-
-        super().__init__(case)
-        self._format = getattr(torch, memory_format)
-        self._net = TorchUNet(CHANNELS, CLASSES, case.base, DEPTH).to(memory_format=self._format)
-        self._x, self._y = (torch.tensor(array).permute(0, 3, 1, 2).contiguous(memory_format=self._format)
-                            for array in (self.x, self.y))
-        self._adam = torch.optim.Adam(self._net.parameters(), lr=1e-3)
-
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `Net`."""
-        self._net.load_state_dict({name: self._torch.tensor(array) for name, array in to_torch(state).items()})
-        forget_peak()
-
-    def step(self) -> float:
-        """See `Net`."""
-        self._net.train()
-        self._adam.zero_grad()
-        loss = self._torch.nn.functional.binary_cross_entropy_with_logits(self._net(self._x), self._y)
-        loss.backward()
-        self._adam.step()
-        return loss.item()
-
-    def prediction(self) -> np.ndarray:
-        """See `Net`."""
-        self._net.eval()
-        with self._torch.inference_mode():
-            return self._torch.sigmoid(self._net(self._x)).permute(0, 2, 3, 1).numpy()
-
-
-class Contestant(NamedTuple):
-    """A side of the comparison, and how its net is made in its process: factory(case, *arguments)."""
-
-    name: str
-    factory: type[Net]
-    arguments: tuple[Any, ...] = ()
-
-
-def contestants(against_torch: bool, recompute: bool = False) -> list[Contestant]:
-    """minunet; with recomputation too; PyTorch in both memory formats."""
-    found = [Contestant("minunet", OurNet)] + [Contestant("minunet, recompute", OurNet, (True,))] * recompute
-    return found + [Contestant(f"PyTorch, {words}", TorchNet, (name,))
-                    for name, words in FORMAT_WORDS.items() if against_torch]
+    return list(dict.fromkeys([*((base, 1, (n, n)) for n in sizes), *((base, n, (at, at)) for n in batches)]))
 
 
 # ---- verified
@@ -212,10 +68,10 @@ class Check(NamedTuple):
         return self.error <= GRADIENTS
 
 
-def verify_gradients(against_torch: bool) -> Check:
-    """minunet's gradients in float64, by the algorithms that it takes in float32, beside another's."""
+def verify_gradients(device: str, against_torch: bool) -> Check:
+    """minunet's gradients in float64 on a device, by the algorithms that it takes in float32, beside another's."""
     with Side() as side:
-        ours = side.call(our_gradients, VERIFIED, True)
+        ours = side.call(our_gradients, VERIFIED._replace(device=device), True)
         theirs = side.call(torch_gradients if against_torch else our_gradients, VERIFIED)
     return Check("PyTorch in float64" if against_torch else "im2col in float64", relative(ours, theirs))
 
@@ -228,12 +84,15 @@ def relative(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -
 
 
 def our_gradients(case: Case, of_float32: bool = False) -> dict[str, np.ndarray]:
-    """By parameter, of the first step's loss in float64; if so, by the algorithms that float32 would take."""
+    """By parameter, of the first step's loss in float64; if so, by the algorithms that float32 would take.
+
+    (A GPU's in float32 compute in float64 as well.)
+    """
     x, y = case.images()
-    net = UNet(CHANNELS, CLASSES, case.base, DEPTH).astype(np.float64)
-    with algorithms_of_float32() if of_float32 else ExitStack():
+    net = UNet(CHANNELS, CLASSES, case.base, DEPTH).astype(np.float64).to(case.device)
+    with algorithms_of_float32() if of_float32 and case.device == "cpu" else ExitStack():
         functional.bce_with_logits(net(Tensor(x.astype(np.float64))), y.astype(np.float64)).backward()
-    return {name: p.grad for name, p in net.named_parameters()}
+    return {name: to_device(p.grad, "cpu") for name, p in net.named_parameters()}
 
 
 @contextmanager
@@ -299,15 +158,16 @@ class Row:
         """Of all turns together."""
         return Timing(tuple(t for turn in self.turns for t in turn)) if self.turns else None
 
-    def as_dict(self, gemm: float) -> dict[str, Any]:
-        """For JSON; gemm is the machine's peak in FLOP/s."""
+    def as_dict(self, gemm: Mapping[str, float]) -> dict[str, Any]:
+        """For JSON; gemm is the device's peak in FLOP/s by precision."""
         flop = self.case.flop(self.work)
         found = {**self.case._asdict(), "work": self.work, "side": self.side, "error": self.error,
                  "correct": self.correct, "flop": flop, "megapixels": self.case.megapixels, "peak_bytes": self.peak,
                  "forecast_bytes": self.case.forecast() if self.work == "step" else None, "others": self.others}
         if self.timing:
             rate = flop / self.timing.median
-            found |= {**self.timing.as_dict(), "turns_s": self.turns, "flop_per_s": rate, "share_of_gemm": rate / gemm}
+            found |= {**self.timing.as_dict(), "turns_s": self.turns, "flop_per_s": rate,
+                      "share_of_gemm": rate / gemm[self.case.precision]}
         return found
 
 
@@ -331,7 +191,8 @@ def ratio(rows: Sequence[Row], row: Row) -> Ratio | None:
 
 def lacking(case: Case, sides: int) -> str | None:
     """Why a case is left out: what its sides together would need of memory, if that is more than there is."""
-    needed, there = sides * case.forecast(), available_bytes()
+    needed = sides * case.forecast()
+    there = cupy().cuda.runtime.memGetInfo()[0] if case.device == "cuda" else available_bytes()
     if there is None or needed <= there:
         return None
     return (f"{case}: left out, it needs about {needed / 2**30:.1f} GiB{f' for {sides} sides' if sides > 1 else ''}, "
@@ -359,7 +220,7 @@ def bench_case(case: Case, sides: Sequence[Contestant], budget: Budget, exact: b
             load = Load(process.pid for process in processes)
             turns: dict[str, list[tuple[float, ...]]] = {side.name: [] for side in sides}
             others: dict[str, list[float | None]] = {side.name: [] for side in sides}
-            tolerance = LOSSES if work == "step" else PREDICTION
+            tolerance = (LOSSES if work == "step" else PREDICTION)[case.precision]
             for _ in range(budget.turns):
                 for side, net, error in zip(sides, nets, errors):
                     if error is None or error <= tolerance:

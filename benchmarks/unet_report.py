@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from .unet import WORKS, Row, ratio
 LEGEND = """\
 ms: median, and the shortest and longest; ±: half of the runs lie within. GFLOP/s: of the direct convolutions, whatever
 the algorithm; of GEMM: that beside the machine's measured peak of a matrix product, and above 1x an algorithm does with
-fewer operations. peak MiB: most that the side's process held, less what it held before the net was made; forecast: of a
-step, by UNet.summary. others: most that other programs took of the cores in a turn; above a few % the times are
-disturbed. error: of a prediction ‖float32 − float64‖ / ‖float64‖, of a step the largest relative difference of the
-first losses from PyTorch's. vs PyTorch: time of its faster memory format over this one's, and the range over the
-turns."""
+fewer operations. peak MiB: most that the side's process held, less what it held before the net was made, or what it
+held of a GPU; forecast: of a step, by UNet.summary. others: most that other programs took of the cores in a turn; above
+a few % the times are disturbed. error: of a prediction ‖float32 − float64‖ / ‖float64‖, of a step the largest relative
+difference of the first losses from PyTorch's. vs PyTorch: time of its faster memory format over this one's, and the
+range over the turns."""
 MIB = 1 << 20
 
 
-def case_table(rows: Sequence[Row], gemm: float) -> str:
-    """Every side's step and prediction, case by case; gemm is the machine's peak in FLOP/s."""
+def case_table(rows: Sequence[Row], gemm: Mapping[str, float]) -> str:
+    """Every side's step and prediction, case by case; gemm is the device's peak in FLOP/s by precision."""
     lines: list[Sequence[str] | str] = []
     for case in dict.fromkeys(row.case for row in rows):
         lines += ["", f"{case} px: {significant(case.flop('step') / 1e9)} GFLOP a step, "
@@ -34,7 +34,7 @@ def case_table(rows: Sequence[Row], gemm: float) -> str:
     return table(titles, lines, words=2)
 
 
-def _cells(row: Row, rows: Sequence[Row], gemm: float) -> tuple[str, ...]:
+def _cells(row: Row, rows: Sequence[Row], gemm: Mapping[str, float]) -> tuple[str, ...]:
     error = "" if row.error is None else f"{row.error:.0e}"
     timing = row.timing
     if not timing:
@@ -43,7 +43,7 @@ def _cells(row: Row, rows: Sequence[Row], gemm: float) -> tuple[str, ...]:
     forecast = row.work == "step" and row.side == "minunet"
     median, low, high = (significant(1e3 * t) for t in (timing.median, timing.best, max(timing.times)))
     return (median, f"{low}..{high}", f"{timing.spread:.0%}", significant(1 / timing.median), significant(rate / 1e9),
-            f"{significant(rate / gemm)}x", "" if row.peak is None else f"{row.peak / MIB:,.0f}",
+            f"{significant(rate / gemm[row.case.precision])}x", "" if row.peak is None else f"{row.peak / MIB:,.0f}",
             f"{row.case.forecast() / MIB:,.0f}" if forecast else "",
             "" if row.others is None else f"{row.others:.0%}", error,
             f"{found.value:.2f}x ({found.low:.2f}..{found.high:.2f})" if found else "")

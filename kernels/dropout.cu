@@ -35,15 +35,15 @@ __device__ __forceinline__ Words philox4x32(unsigned long long counter, unsigned
     return c;
 }
 
-// threshold has 64 bits, as p 2^32 may round to 2^32. A product, not a selection: NaN and infinity where dropped give
-// NaN, as on the CPU.
+// key is one number, in memory: a replay of recorded launches takes another one. threshold has 64 bits, as p 2^32 may
+// round to 2^32. A product, not a selection: NaN and infinity where dropped give NaN, as on the CPU.
 KERNEL __launch_bounds__(THREADS)
-dropout(const real* __restrict__ x, real* __restrict__ y, long long count, unsigned long long key,
+dropout(const real* __restrict__ x, real* __restrict__ y, long long count, const unsigned long long* __restrict__ key,
         unsigned long long threshold, real scale)
 {
     const long long counter = (unsigned)thread_index(), first = 4 * counter;
     if (first >= count) return;
-    const Words words = philox4x32(counter, key);
+    const Words words = philox4x32(counter, *key);
     #pragma unroll
     for (int w = 0; w < 4; w += VECTOR) {
         if (first + w >= count) return;

@@ -110,6 +110,18 @@ batch_statistics(const double* __restrict__ means, const real* __restrict__ squa
     var[channel] = (real)(square / cut.pixels);
 }
 
+// running <- (1 - momentum) running + momentum batch, a thread a channel. unbiased = n / (n - 1) makes the unbiased
+// variance of var; of n = 1 there is none: 0, and the running one stays.
+KERNEL __launch_bounds__(THREADS)
+update_running(const real* __restrict__ mean, const real* __restrict__ var, INOUT real* __restrict__ running_mean,
+               INOUT real* __restrict__ running_var, int channels, real momentum, real rest, real unbiased)
+{
+    const int c = thread_index();
+    if (c >= channels) return;
+    running_mean[c] = rest * running_mean[c] + momentum * mean[c];
+    if (unbiased > 0) running_var[c] = rest * running_var[c] + momentum * (var[c] * unbiased);
+}
+
 // ---- x -> y
 
 // What y = (x - mean) scale + beta needs of a thread's channels, scale = gamma / sigma.

@@ -14,49 +14,10 @@ from typing import Any
 import numpy as np
 
 from minunet.errors import UserError
+from minunet.sim_array import SimArray, refuse_in_recording, sim
 
 DEVICES = ("cpu", "cuda", "sim")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-class SimArray(np.ndarray):
-    """An array on the simulated GPU. Like a CuPy array it meets its own kind and numbers only, no NumPy array."""
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        strangers = [i for i in (*inputs, *(options.get("out") or ())) if type(i) is np.ndarray]
-        if strangers:
-            raise TypeError(f"{ufunc.__name__}: one array is on the device sim, another of shape {strangers[0].shape} "
-                            "on cpu; move one with minunet.backend.to_device")
-        if "out" in options:
-            options["out"] = tuple(map(_plain, options["out"]))
-        return _marked(getattr(ufunc, method)(*map(_plain, inputs), **options))
-
-    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
-        return _marked(super().__array_function__(function, types, inputs, options))
-
-
-def _plain(value: Any) -> Any:
-    return value.view(np.ndarray) if isinstance(value, SimArray) else value
-
-
-def _marked(value: Any) -> Any:
-    """A result of NumPy as the simulated GPU's: arrays, numbers too (CuPy's sums are arrays without axes)."""
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(map(_marked, value))
-    return np.asarray(value).view(SimArray) if isinstance(value, (np.ndarray, np.generic)) else value
-
-
-class _SimModule:
-    """NumPy, with the results as SimArrays."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(np, name)
-        if isinstance(value, type) or not callable(value):
-            return value
-        return lambda *inputs, **options: _marked(value(*inputs, **options))
-
-
-sim = _SimModule()
 
 
 @lru_cache(maxsize=1)
@@ -137,7 +98,7 @@ def module_of(device: str) -> Any:
 def to_device(array: Any, device: str) -> Any:
     """The array on a device of `DEVICES`: itself if it is there already, else a copy.
 
-    Raises ValueError for an unknown device, UserError for cuda without a GPU.
+    Raises ValueError for an unknown device, UserError for cuda without a GPU, RuntimeError while work is recorded.
 
     >>> import numpy as np
     >>> to_device(np.ones(2), "sim")
@@ -146,7 +107,8 @@ def to_device(array: Any, device: str) -> Any:
     here, xp = _device(array), module_of(device)
     if here == device:
         return array
-    host = array.get() if here == "cuda" else _plain(array)
+    refuse_in_recording("read back from" if device == "cpu" else "brought to")
+    host = array.get() if here == "cuda" else array.view(np.ndarray)
     return xp.array(host)
 
 

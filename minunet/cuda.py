@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from minunet import simulator
+from minunet import simulator, tape
 from minunet.backend import FLOATS, cupy, device_of, module_of
 from minunet.errors import UserError
+from minunet.sim_array import refuse_in_recording
 
 TYPES = {"float": "f4", "double": "f8", "int": "i4", "unsigned": "u4", "unsigned int": "u4", "unsigned char": "u1",
          "signed char": "i1", "long long": "i8", "unsigned long long": "u8", "bool": "?"}
@@ -235,8 +236,10 @@ def launch(kernel: str, *arguments: Any, threads: int | None = None, blocks: tup
                  for p, value in zip(stated.parameters, checked) if p.pointer
                  for i, a in enumerate(value if p.many else [value])}
         launches.append(Launch(kernel, compiled_with, blocks, stated.threads, shared, named))
-    run = _simulated if device == "sim" else _on_gpu
-    run(stated, compiled_with, blocks, checked, shared)
+    if device == "sim":
+        tape.done(lambda: _simulated(stated, compiled_with, blocks, checked, shared))
+    else:
+        _on_gpu(stated, compiled_with, blocks, checked, shared)
 
 
 def _checked(kernel: str, p: Parameter, value: Any, structs: Mapping[str, np.dtype], real: np.dtype) -> Any:
@@ -283,9 +286,7 @@ def _simulated(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple
 def _on_gpu(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple[int, ...], arguments: list[Any],
             shared: int) -> None:
     function = _compiled(kernel.file, kernel.name, defines, cupy().cuda.Device().id)
-    # A table of pointers is an array of addresses. It is let go before the kernel has run, and so may be its memory:
-    # CuPy's pool gives that away to what comes later on the same stream only.
-    passed = tuple(cupy().array(np.array([a.data.ptr for a in value], np.uint64)) if p.many else value
+    passed = tuple(_table(tuple(a.data.ptr for a in value), cupy().cuda.Device().id) if p.many else value
                    for p, value in zip(kernel.parameters, arguments))
     try:
         if shared > STATIC_SHARED:
@@ -294,6 +295,13 @@ def _on_gpu(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple[in
     except cupy().cuda.driver.CUDADriverError as error:
         raise KernelError(f"{kernel.file}.{kernel.name}: the launch of {grid} blocks of {kernel.threads} threads "
                           f"failed: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _table(addresses: tuple[int, ...], device: int) -> Any:
+    """A table of pointers: an array of addresses, which are the same in every step once memory comes from a pool."""
+    refuse_in_recording("brought to")
+    return cupy().array(np.array(addresses, np.uint64))
 
 
 @lru_cache(maxsize=None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minunet.autograd import Tensor, lift
+from minunet.backend import device_of
 from minunet.geometry import IntOrPair
 from minunet.ops import activation, block, conv
 from minunet.ops import dropout as dropout_pair
@@ -21,6 +22,7 @@ from minunet.ops import loss, norm, pool
 from minunet.ops import resample as resample_pair
 from minunet.ops import shape
 from minunet.recompute import once
+from minunet.replay import fresh
 
 Input = Tensor | np.ndarray
 Images = Input | tuple[Input, ...]
@@ -216,7 +218,8 @@ def dropout(x: Input, p: float, rng: np.random.Generator) -> Tensor:
     """
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"dropout: rng must be a numpy.random.Generator; got {type(rng).__name__}")
-    key = once(lambda: int(rng.integers(1 << 64, dtype=np.uint64))) if p else 0
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    key = once(lambda: fresh(lambda: rng.integers(1 << 64, size=1, dtype=np.uint64), device_of(x.data))) if p else 0
     return _dropout(x, p=p, key=key)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minunet import Tensor, backend, functional
-from minunet.backend import SimArray, array_module, as_float, device_of, on_gpu, same_dtype, to_device
+from minunet.backend import array_module, as_float, device_of, on_gpu, same_dtype, to_device
 from minunet.errors import UserError
+from minunet.sim_array import SimArray
 
 
 def sim(*shape, dtype=np.float32):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minunet import ConvMatrix, Geometry, Tensor, UNet, functional, optim
+from minunet import ConvMatrix, Geometry, Tensor, UNet, functional, nn, optim
 from minunet.backend import to_device
 from minunet.cli import main
 from minunet.data.scenes import cell_scenes
@@ -60,6 +60,32 @@ def test_ten_thousand_launches_leave_no_memory_behind(cupy):
         A @ x
     cupy.cuda.Device().synchronize()
     assert pool.total_bytes() == before[0] and cupy.cuda.runtime.memGetInfo()[0] >= before[1] - (1 << 20)
+
+
+def test_a_thousand_replays_leave_no_memory_behind(cupy):
+    model = UNet(1, 1, base=8, depth=2).to("cuda")
+    images = [np.random.default_rng(seed).random((2, 32, 32, 1), np.float32) for seed in range(2)]
+    first = [model.predict(x) for x in images]
+    cupy.cuda.Device().synchronize()
+    before = cupy.get_default_memory_pool().total_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+    for number in range(1000):
+        assert model.predict(images[number % 2]).tobytes() == first[number % 2].tobytes()
+    assert model._prediction._recording.nbytes > 0
+    assert cupy.get_default_memory_pool().total_bytes() == before[0]
+    assert cupy.cuda.runtime.memGetInfo()[0] >= before[1] - (1 << 20)
+
+
+def test_a_recordings_memory_goes_back(cupy):
+    model = UNet(1, 1, base=8, depth=2).to("cuda")
+    x = np.zeros((4, 128, 128, 1), np.float32)
+    model.predict(x)
+    cupy.get_default_memory_pool().free_all_blocks()
+    before = cupy.cuda.runtime.memGetInfo()[0]
+    model.predict(x)
+    assert nn.recorded_bytes() > 1 << 20
+    nn.release_recordings()
+    cupy.get_default_memory_pool().free_all_blocks()
+    assert nn.recorded_bytes() == 0 and cupy.cuda.runtime.memGetInfo()[0] >= before - (4 << 20)
 
 
 def test_the_demo_learns_as_on_the_cpu(tmp_path):

@@ -19,8 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LEVELS = {
-    "geometry": 0, "backend": 0, "memory": 0, "parallel": 0, "errors": 0,
-    "cuda": 1, "simulator": 1, "nvrtc": 1,
+    "geometry": 0, "tape": 0, "sim_array": 0, "backend": 0, "memory": 0, "parallel": 0, "errors": 0,
+    "cuda": 1, "replay": 1, "simulator": 1, "nvrtc": 1,
     "convolution": 2,
     "ops": 3,
     "graph": 4, "autograd": 4, "recompute": 4,

@@ -75,11 +75,16 @@ def add_commands(commands: Commands) -> None:
     add_common(conv, "draw the first case's roofline", "small nets")
 
     unet = inner.add_parser(
-        "unet", help="a training step and a prediction on the CPU",
+        "unet", help="a training step and a prediction on the CPU or a GPU",
         description="Verify and time a training step and a prediction of a U-Net (batch norm, depth 4, 3 channels in, "
-        "1 class, binary cross-entropy, Adam) on the CPU, with the memory that they take.")
+        "1 class, binary cross-entropy, Adam), with the memory that they take; on a GPU as one graph of launches each, "
+        "and launch by launch.")
     unet.set_defaults(run=_unet)
-    _add_cases(unet)
+    unet.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto", help="(%(default)s: cuda where "
+                      "there is a GPU, else cpu)")
+    _add_cases(unet, "; cuda: 64:8x256x256 64:1x256x256 64:8x512x512")
+    unet.add_argument("--precision", nargs="+", choices=PRECISIONS, help="of the products (cpu: float32; cuda: all "
+                      "that the GPU has)")
     unet.add_argument("--scaling", type=positive, nargs="?", const=16, metavar="BASE", help="instead of the cases, the "
                       "cost of a net of this base (16) against pixels, 64x64 to 1024x1024, and images, 1 to 16")
     unet.add_argument("--recompute", action="store_true", help="measure UNet(recompute=True) too")
@@ -88,9 +93,9 @@ def add_commands(commands: Commands) -> None:
     add_common(unet, "draw the times, or with --scaling seconds against megapixels", "small nets and sizes")
 
 
-def _add_cases(parser: argparse.ArgumentParser) -> None:
+def _add_cases(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("--case", type=case, nargs="+", metavar="BASE:BATCHxHEIGHTxWIDTH", help="channels of the net's "
-                        "first level and its images, px (64:2x256x256 16:8x128x128 16:2x256x256)")
+                        f"first level and its images, px (64:2x256x256 16:8x128x128 16:2x256x256{more})")
 
 
 def _add_layers(parser: argparse.ArgumentParser, words: str) -> None:
@@ -118,14 +123,12 @@ def _conv(arguments: argparse.Namespace) -> None:
     begin(arguments, "cpu", arguments.against)
     layers, unet = room("layers"), room("unet")
     cases = [(_chosen(layers.unet_layers(image, base, unet.DEPTH, unet.CLASSES), arguments.layers), image, batch)
-             for base, batch, image in _cases(arguments)]
+             for base, batch, image in _cases(arguments, "cpu")]
     _measure(arguments, "conv", "cpu", PRECISIONS[:1], arguments.against, cases, None, room("products").MEANS)
 
 
-def _cases(arguments: argparse.Namespace) -> list[Any]:
-    unet = room("unet")
-    return [unet.Case(*found) for found in
-            dict.fromkeys(arguments.case or (QUICK_CASES if arguments.quick else unet.CASES))]
+def _cases(arguments: argparse.Namespace, device: str) -> list[tuple[int, int, tuple[int, int]]]:
+    return list(dict.fromkeys(arguments.case or (QUICK_CASES if arguments.quick else room("unet").CASES[device])))
 
 
 def _precisions(wanted: Sequence[str] | None, device: str) -> list[str]:
@@ -213,25 +216,29 @@ def _measure(arguments: argparse.Namespace, command: str, device: str, precision
 
 
 def _unet(arguments: argparse.Namespace) -> None:
-    begin(arguments, "cpu", arguments.against)
-    harness, products, report, show, unet = map(room, ("harness", "products", "unet_report", "show", "unet"))
+    device = resolve(arguments.device)
+    precisions = _precisions(arguments.precision, device)
+    begin(arguments, device, arguments.against)
+    harness, products, report, show, unet, sides_of = map(
+        room, ("harness", "products", "unet_report", "show", "unet", "unet_sides"))
     against = bool(arguments.against)
-    sides, scaling = unet.contestants(against, arguments.recompute), arguments.scaling is not None
+    sides, scaling = sides_of.contestants(device, against, arguments.recompute), arguments.scaling is not None
     if scaling and arguments.case:
         raise UserError("--scaling has cases of its own; leave out --case")
     if scaling:
         sizes, batches, at = ((32, 64), (1, 2), 32) if arguments.quick else unet.SCALING
-        cases = unet.scaling_cases(arguments.scaling, sizes, batches, at)
+        found = unet.scaling_cases(arguments.scaling, sizes, batches, at)
         sides = [side for side in sides if side.name != unet.CONTIGUOUS]
         budget = products.Budget(1.0, 2, turns=1)
     else:
-        cases, budget = _cases(arguments), products.Budget(3.0, 6, turns=3)
+        found, budget = _cases(arguments, device), products.Budget(3.0, 6, turns=3)
+    cases = [sides_of.Case(*case, device, precision) for case in found for precision in precisions]
     budget = products.Budget(0.02, 2, turns=2) if arguments.quick else budget
     left_out: list[str] = []
 
     def bench(done: Callable[[str], None]) -> tuple[Any, list[Any]]:
         done("gradients in float64")
-        check = unet.verify_gradients(against)
+        check = unet.verify_gradients(device, against)
         if not check.correct:
             raise UserError(f"minunet's gradients in float64 are {check.error:.0e} away from those by "
                             f"{check.reference}, more than {unet.GRADIENTS:.0e}: they are wrong, and nothing was timed")
@@ -242,9 +249,9 @@ def _unet(arguments: argparse.Namespace) -> None:
             found += [] if why else unet.bench_case(case, sides, budget, not scaling, done)
         return check, found
 
-    machine, ceilings, (check, rows) = between_limits(arguments, "cpu", PRECISIONS[:1], arguments.against,
-                                                      {"cpu": harness.timer_for("cpu")}, "work", bench)
-    gemm = ceilings["cpu"].gemm["float32"]
+    machine, ceilings, (check, rows) = between_limits(arguments, device, precisions, arguments.against,
+                                                      {device: harness.timer_for(device)}, "work", bench)
+    gemm = ceilings[device].gemm
     print_limits(ceilings)
     print(f"verified: the gradients in float64, by the algorithms that float32 takes, equal those by {check.reference} "
           f"to {check.error:.0e}")
@@ -258,7 +265,8 @@ def _unet(arguments: argparse.Namespace) -> None:
     say_disturbed([row.timing for row in rows])
     if arguments.plot and rows:
         plot = report.plot_scaling if scaling else report.plot_cases
-        plot(arguments.plot, rows, f"U-Net on {machine['threads']} threads of {machine['processor']}")
+        plot(arguments.plot, rows, f"U-Net on {machine['gpu']}" if device == "cuda" else
+             f"U-Net on {machine['threads']} threads of {machine['processor']}")
     write(arguments, "unet", {"machine": machine, **show.limits(ceilings), "left_out": left_out,
                               "gradients": check._asdict(), "rows": [row.as_dict(gemm) for row in rows]})
     refuse(sum(not row.correct for row in rows))

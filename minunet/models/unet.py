@@ -171,6 +171,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, classes, 1, gain=GAINS["linear"], rng=rng)
         self.crop = nn.Crop() if padding == "same" else None
         self.recompute = recompute
+        self._prediction = nn.Replayed(_predict, _to_host, without=("training",))
 
     @property
     def recompute(self) -> bool:
@@ -234,16 +235,11 @@ class UNet(nn.Module):
         return h, w
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """What `output` makes of the logits, as a NumPy array (N, OH, OW, classes), in prediction mode."""
-        modes = [(module, module.training) for _, module in self.named_modules()]
-        self.eval()
-        try:
-            with no_grad():
-                logits = self(Tensor(x)).data
-        finally:
-            for module, training in modes:
-                module.training = training
-        return to_device(OUTPUTS[self.config["output"]](logits)[0], "cpu")
+        """What `output` makes of the logits, as a NumPy array (N, OH, OW, classes), in prediction mode.
+
+        On a GPU, images of one size after the other are predicted by one graph of launches (`nn.Replayed`).
+        """
+        return self._prediction(self, as_float(x, self.head.weight.dtype))
 
     def summary(self, size: IntOrPair, batch: int = 1) -> Summary:
         """The table of layers for images of this size in px, and a forecast of training memory; nothing is computed.
@@ -252,6 +248,23 @@ class UNet(nn.Module):
         19 layers, 1,754 parameters, 962,560 multiply-adds, 0.22 MiB of activations
         """
         return summarize(self, (batch, *as_pair(size, "size", 1), self.config["in_channels"]))
+
+
+def _predict(model: UNet, x: np.ndarray) -> np.ndarray:
+    """`UNet.predict` on the model's device."""
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        with no_grad():
+            logits = model(Tensor(x)).data
+    finally:
+        for module, training in modes:
+            module.training = training
+    return OUTPUTS[model.config["output"]](logits)[0]
+
+
+def _to_host(array: np.ndarray) -> np.ndarray:
+    return to_device(array, "cpu")
 
 
 def _pair(y: Any) -> tuple[Any, Any]:

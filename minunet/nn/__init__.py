@@ -14,10 +14,12 @@ from minunet.nn.layers import (
     conv_norm_relu,
 )
 from minunet.nn.module import Kept, LayerCall, Module, Parameter, Placeholder, Sequential, record_layers
+from minunet.nn.replayed import Replayed, recorded_bytes, release_recordings
 from minunet.nn.spatial import AvgPool2d, CenterCrop, Concat, Crop, Flatten, MaxPool2d, MaxUnpool2d, Pad, Resample
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "CenterCrop", "Concat", "Conv2d", "ConvTranspose2d", "Crop", "Dropout", "ELU",
     "Flatten", "Kept", "LayerCall", "LeakyReLU", "Linear", "MaxPool2d", "MaxUnpool2d", "Module", "Pad", "Parameter",
-    "Placeholder", "ReLU", "Resample", "Sequential", "Sigmoid", "Softmax", "conv_norm_relu", "record_layers",
+    "Placeholder", "ReLU", "Replayed", "Resample", "Sequential", "Sigmoid", "Softmax", "conv_norm_relu",
+    "record_layers", "recorded_bytes", "release_recordings",
 ]

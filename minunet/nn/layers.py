@@ -15,6 +15,7 @@ from minunet.geometry import Geometry, IntOrPair, as_pair
 from minunet.nn.init import GAINS, as_generator, he_normal, transposed_fan_in
 from minunet.nn.module import Kept, Module, Parameter, Shape
 from minunet.ops.block import fold, pooled
+from minunet.ops.norm import update_running
 from minunet.recompute import once
 
 
@@ -146,13 +147,8 @@ class BatchNorm2d(Module):
 
     def update(self, mean: np.ndarray, var: np.ndarray, count: int) -> None:
         """Move the running statistics towards the mean and biased variance of a batch of count values a channel."""
-        once(lambda: self._update(mean, var, count))
-
-    def _update(self, mean: np.ndarray, var: np.ndarray, count: int) -> None:
-        m = self.momentum
-        self.running_mean = (1 - m) * self.running_mean + m * mean
-        if count > 1:
-            self.running_var = (1 - m) * self.running_var + m * (var * (count / (count - 1)))
+        once(lambda: update_running(self.running_mean, self.running_var, mean, var, momentum=self.momentum,
+                                    count=count))
 
     def output_shape(self, x: Shape) -> Shape:
         """That of x."""

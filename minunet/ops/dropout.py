@@ -13,22 +13,27 @@ from typing import Any
 import numpy as np
 
 from minunet import memory, parallel
-from minunet.backend import array_module, on_gpu
+from minunet.backend import array_module, device_of, on_gpu, to_device
 from minunet.ops.kernels import dropout as kernels
 from minunet.ops.rows import count_rows, in_blocks
 
 _CHUNK = 1 << 14        # blocks of four words made at a time: their intermediate results stay in cache
 
 
-def dropout(x: np.ndarray, *, p: float, key: int) -> tuple[np.ndarray, Any]:
-    """x / (1 − p) where kept, 0 where dropped (with probability p); key is a 64-bit integer."""
+def dropout(x: np.ndarray, *, p: float, key: Any) -> tuple[np.ndarray, Any]:
+    """x / (1 − p) where kept, 0 where dropped (with probability p).
+
+    key: a 64-bit integer, or a uint64 array (1,) that holds it, beside x.
+    """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be at least 0 and below 1; got {p!r}")
     scale = x.dtype.type(1 / (1 - p))
     if on_gpu(x):                                           # keeps the key instead of the mask
-        options = _threshold(p), int(key), scale
+        if not isinstance(key, array_module(x).ndarray):
+            key = to_device(np.array([key % 2**64], np.uint64), device_of(x))
+        options = _threshold(p), key, scale
         return kernels.dropout(x, *options), options
-    keep = keep_mask(key, x, p)
+    keep = keep_mask(int(key[0]) if isinstance(key, np.ndarray) else int(key), x, p)
     return _masked(x, keep, scale), (keep, scale)
 
 

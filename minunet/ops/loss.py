@@ -5,7 +5,8 @@ value whose pixels count for nothing. Cross-entropy is a weighted mean, so only 
 cross-entropy divides by the count of pixels, so weights also scale it (both as PyTorch). Where nothing is left the loss
 is 0 and so is its gradient. The cache is the gradient itself, so that every backward is one product.
 
-Beside logits on a GPU, targets and weights may be in the computer's memory; they are checked where they are.
+Beside logits on a GPU, targets and weights may be in the computer's memory; they are checked where they are, but while
+a recording runs (`minunet.replay`) their shapes and dtypes alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minunet import tape
 from minunet.backend import array_module, device_of, module_of, on_gpu, to_device
 from minunet.ops.activation import sigmoid, softmax
 from minunet.ops.kernels import loss as kernels
@@ -160,6 +162,8 @@ def _weights(name: str, argument: str, each: str, weights: Any, logits: np.ndarr
     wanted = f"{name}: {argument} must hold a finite number of at least 0 for each {each}, shape {shape}; got"
     if weights.shape != shape:
         raise ValueError(f"{wanted} shape {weights.shape}")
+    if tape.is_recording():
+        return weights
     wrong = ~((weights >= 0) & (weights < np.inf))
     if wrong.any():
         raise ValueError(f"{wanted} {weights[wrong][0]}")
@@ -177,6 +181,8 @@ def _checked_ids(name: str, logits: np.ndarray, target: Any, ignore_index: int |
     if target.shape != logits.shape[:-1] or target.dtype.kind not in "iu":
         raise ValueError(f"{name}: target must hold integer class ids in the logits' shape without channels, "
                          f"{logits.shape[:-1]}; got {target.dtype} {target.shape}")
+    if tape.is_recording():                     # nothing can be read back
+        return target, None
     valid = _valid(target, ignore_index)
     wrong = valid & ((target < 0) | (target >= k if _can_hold(target.dtype, k) else False))
     if wrong.any():
@@ -190,6 +196,8 @@ def _checked_fractions(name: str, logits: np.ndarray, target: Any, ignore_index:
     target = _numbers(name, "target", target, logits)
     if target.shape != logits.shape:
         raise ValueError(f"{name}: target must have exactly the logits' shape {logits.shape}; got {target.shape}")
+    if tape.is_recording():
+        return target, None
     valid = _valid(target, ignore_index)
     wrong = valid & ~((target >= 0) & (target <= 1))
     if wrong.any():

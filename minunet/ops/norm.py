@@ -138,6 +138,21 @@ def normalize(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, mean: np.nd
     return _normalised(Normalised(x, None, gamma, *exact, float(eps), constant=True), beta, relu)
 
 
+def update_running(running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray, *,
+                   momentum: float, count: int) -> None:
+    """running ← (1 − momentum) · running + momentum · batch, in place: (C,) each; of the variance the unbiased one.
+
+    mean, var: of a batch of count values a channel, var biased. One value has no variance: that of running stays.
+    """
+    unbiased = count / (count - 1) if count > 1 else 0.0
+    if on_gpu(running_mean):
+        kernels.update_running(running_mean, running_var, mean, var, float(momentum), unbiased)
+        return
+    for running, batch in ((running_mean, mean), (running_var, var * unbiased))[:2 if count > 1 else 1]:
+        running *= 1 - momentum
+        running += momentum * batch
+
+
 # an affine map of each channel: dx = dy · γ/σ; dγ and dβ as above
 normalize_backward = batch_norm_backward
 

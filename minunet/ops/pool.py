@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet import memory, parallel
+from minunet import memory, parallel, tape
 from minunet.backend import device_of, on_gpu
 from minunet.convolution.im2col import blocks
 from minunet.convolution.windows import crop_border, pad_border, windows
@@ -69,7 +69,8 @@ def max_unpool2d(y: np.ndarray, *, winners: np.ndarray, kernel: IntOrPair, strid
     geometry = _geometry("max_unpool2d", y, kernel, stride, padding)
     device_of(y, winners)               # one device, or a TypeError
     positions = geometry.kernel[0] * geometry.kernel[1]
-    if winners.shape != y.shape or winners.dtype.kind != "u" or (winners.size and int(winners.max()) >= positions):
+    readable = winners.size and not tape.is_recording()
+    if winners.shape != y.shape or winners.dtype.kind != "u" or (readable and int(winners.max()) >= positions):
         raise ValueError(f"max_unpool2d: winners must be unsigned integers below {positions} (positions in the "
                          f"{geometry.kernel} window) in x's shape {y.shape}; got {winners.dtype} {winners.shape}")
     full = geometry.transposed_size(y.shape[1:3]) if size is None else as_pair(size, "size", 1)

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from minunet import cuda
 from minunet import functional as F
-from minunet import optim, simulator
+from minunet import nn, optim, simulator
 from minunet.autograd import Tensor
 from minunet.backend import array_module, to_device
 from minunet.convolution import ConvMatrix
@@ -168,6 +168,8 @@ def _examples(file: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             for pool in (F.max_pool2d, _pool_and_unpool):
                 yield "windows of 17x17 px, more than a byte counts", partial(
                     _forward_and_backward, Case(partial(pool, kernel=17), ((1, 17, 17, CHANNELS),)))
+        if file == "norm":
+            yield f"running statistics, {CHANNELS} channels", partial(_update_running, array)
         for name, case in CASES.items():
             if case.shapes[0] == IMAGE and not case.constants and all(shape[-1] in (2, 3) for shape in case.shapes):
                 case = case._replace(shapes=tuple((*shape[:-1], CHANNELS) for shape in case.shapes))
@@ -186,6 +188,12 @@ def _products(array: Callable[..., Any], geometry: Geometry, side: int, algorith
 def _pool_and_unpool(x: Tensor, kernel: int) -> Tensor:
     y, winners = F.max_pool2d(x, kernel, return_winners=True)
     return F.max_unpool2d(y, winners, kernel)
+
+
+def _update_running(array: Callable[..., Any]) -> None:
+    layer = nn.BatchNorm2d(CHANNELS)
+    layer.to("sim")
+    layer.update(array(CHANNELS), array(CHANNELS), 8)
 
 
 def _step(array: Callable[..., Any], rule: type[optim.Optimizer]) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from minunet import functional, nn, optim
 from minunet.autograd import Tensor, no_grad
+from minunet.backend import on_gpu, to_device
 from minunet.checkpoint import Checkpoint, load_checkpoint
 from minunet.data import IGNORE, Batches, Dataset, MaskOptions, Split, channel_statistics, prefetch, split
 from minunet.data.dataset import Arrays
@@ -40,6 +42,7 @@ CALIBRATION = 16        # batches
 # activation than ReLU. Measured on an image of 512x512 px.
 PREDICTION_FLOATS = {"transpose": 6, "unpool": 6, "nearest": 8, "bilinear": 9, "bicubic": 17}
 ACTIVATION_FLOATS = 9
+READ_SECONDS = 0.2      # between two looks at a GPU's losses, for which it has to finish all that was launched
 PLOT_SECONDS = 10       # between two drawings of history.png, of which one takes about half a second
 
 
@@ -135,6 +138,7 @@ class Run:
             _copy_weights(init.model, model)
         model.to(device, precision)
         model.recompute = recompute
+        self._gradients = nn.Replayed(partial(_gradients, self._loss), self._take)
         self.optimizer = optim.Adam(model.parameters(), lr=config.lr)
         self._plotted = -math.inf
         self._computed = self._waited = 0.0             # s
@@ -227,16 +231,22 @@ class Run:
         """One epoch of steps; the mean of their losses."""
         # the generator that the net has drawn its weights from draws its dropout masks, too
         self._model_rng.bit_generator.state = self._generator("dropout", epoch).bit_generator.state
-        losses = []
+        losses: list[float] = []
+        unread: list[Any] = []
+        nn.release_recordings()         # those of predictions
         with closing(self._batches("crops", epoch)) as batches:
-            asked = time.perf_counter()
+            asked = read = time.perf_counter()
             for images, masks in batches:
                 came = time.perf_counter()
-                losses.append(self._step(images, masks, epoch))
-                on_step(epoch, losses[-1])
+                unread.append(self._step(images, masks))
+                if self.device == "cpu" or came - read > READ_SECONDS:
+                    losses += self._read(unread, epoch, on_step)
+                    read = time.perf_counter()
                 self._waited += came - asked
                 asked = time.perf_counter()
                 self._computed += asked - came
+        losses += self._read(unread, epoch, on_step)
+        nn.release_recordings()
         return sum(losses) / len(losses)
 
     def _calibrate(self, epoch: int) -> None:
@@ -267,25 +277,33 @@ class Run:
         key = (2, PURPOSES.index(purpose), epoch)           # 0 and 1 made the split and the weights
         return np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=key))
 
-    def _step(self, images: np.ndarray, masks: np.ndarray, epoch: int) -> float:
-        """One step of the optimizer on one batch; the loss before it."""
+    def _step(self, images: np.ndarray, masks: np.ndarray) -> Any:
+        """One step of the optimizer on one batch; the loss before it, where it was computed."""
         if self.config.schedule == "cosine":
             self.optimizer.lr = optim.cosine(self.optimizer.steps, self.config.epochs * len(self.batches),
                                              self.config.lr)
-        logits = self.checkpoint.model(Tensor(images))
-        # the logits of valid convolutions belong to the middle
-        (h, w), (top, left) = logits.shape[1:3], ((n - m) // 2 for n, m in zip(masks.shape[1:], logits.shape[1:3]))
-        target = masks[:, top:top + h, left:left + w]
-        loss = self._loss(logits, target[..., None] if self.dataset.classes == 1 else target, ignore_index=IGNORE)
-        value = loss.item()             # once: on a GPU it waits for all that was launched
-        if not math.isfinite(value):
-            raise UserError(f"the loss became {value} in epoch {epoch}, step {self.optimizer.steps + 1}; the "
-                            f"weights before epoch {epoch} are in {self.folder / 'last.safetensors'}; try a smaller "
-                            f"learning rate than {self.config.lr}")
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self._gradients(self.checkpoint.model, images, masks)
         self.optimizer.step()
-        return value
+        return loss
+
+    def _take(self, results: tuple[Any, list[Any]]) -> Any:
+        """Give the parameters the gradients; the loss, which stays when they change."""
+        loss, gradients = results
+        for parameter, gradient in zip(self.optimizer.parameters, gradients):
+            parameter.grad = gradient
+        return loss.copy()
+
+    def _read(self, unread: list[Any], epoch: int, on_step: Callable[[int, float], None]) -> list[float]:
+        """The losses of the last steps, which leave the list; on a GPU this waits for all that was launched."""
+        losses = [float(to_device(loss, "cpu")) for loss in unread]
+        for step, loss in enumerate(losses, self.optimizer.steps - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss became {loss} in epoch {epoch}, step {step}; the weights before epoch "
+                                f"{epoch} are in {self.folder / 'last.safetensors'}; try a smaller learning rate than "
+                                f"{self.config.lr}")
+            on_step(epoch, loss)
+        unread.clear()
+        return losses
 
     def _save_last(self) -> None:
         self.checkpoint.optimizer = self.optimizer.state_dict()
@@ -333,6 +351,21 @@ class Run:
             raise UserError(f"{path}: is not the last state of this run, so it cannot go on ({error}); begin a new run "
                             "with --init") from None
         self.history.extend(history)
+
+
+def _gradients(loss_of: Callable[..., Tensor], model: UNet, images: Any, masks: Any) -> tuple[Any, list[Any]]:
+    """The loss of a batch, and the gradients of the model's parameters; None of a loss that is no finite number."""
+    logits = model(Tensor(images))
+    # the logits of valid convolutions belong to the middle
+    (h, w), (top, left) = logits.shape[1:3], ((n - m) // 2 for n, m in zip(masks.shape[1:], logits.shape[1:3]))
+    target = masks[:, top:top + h, left:left + w]
+    loss = loss_of(logits, target[..., None] if logits.shape[3] == 1 else target, ignore_index=IGNORE)
+    parameters = model.parameters()
+    for parameter in parameters:
+        parameter.grad = None
+    if on_gpu(loss.data) or np.isfinite(loss.data):     # on a GPU it is not read yet
+        loss.backward()
+    return loss.data, [parameter.grad for parameter in parameters]
 
 
 def _copy_weights(source: UNet, target: UNet) -> None:

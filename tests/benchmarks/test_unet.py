@@ -12,9 +12,9 @@ from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry
 from tests.cli.helpers import refused, rejected
 
-unet, report, processes, products, bench_layers = map(
-    room, ("unet", "unet_report", "processes", "products", "layers"))
-SMALL = unet.Case(2, 2, (16, 32))
+unet, sides, report, processes, products, bench_layers = map(
+    room, ("unet", "unet_sides", "unet_report", "processes", "products", "layers"))
+SMALL = sides.Case(2, 2, (16, 32))
 TINY = ["bench", "unet", "--quick", "--case", "2:2x16x32"]
 SHORT = products.Budget(0.0, 2, turns=2)
 
@@ -24,7 +24,7 @@ SHORT = products.Budget(0.0, 2, turns=2)
 def test_work_by_hand():
     layers = bench_layers.unet_layers((256, 256), 64, classes=1)
     forward = 2 * sum(layer.flop(1) * len(layer.names) for layer in layers)
-    case = unet.Case(64, 2, (256, 256))
+    case = sides.Case(64, 2, (256, 256))
     assert case.flop("prediction") == forward and round(forward / 2e9) == 96       # multiply-adds
     first = 2 * 2 * 256 * 256 * 9 * 3 * 64
     assert case.flop("step") == 3 * forward - first
@@ -34,7 +34,7 @@ def test_work_by_hand():
 
 
 def test_the_images_are_the_same_everywhere_and_differ_between_cases():
-    (x, y), (again, _), (other, _) = SMALL.images(), SMALL.images(), unet.Case(2, 2, (32, 16)).images()
+    (x, y), (again, _), (other, _) = SMALL.images(), SMALL.images(), sides.Case(2, 2, (32, 16)).images()
     np.testing.assert_array_equal(x, again)
     assert x.shape == (2, 16, 32, 3) and y.shape == (2, 16, 32, 1) and set(np.unique(y)) == {0, 1}
     assert x.ravel()[0] != other.ravel()[0]
@@ -42,7 +42,7 @@ def test_the_images_are_the_same_everywhere_and_differ_between_cases():
 
 def test_scaling_cases():
     found = unet.scaling_cases(16, (64, 128), (1, 2, 4), 128)
-    assert [(c.batch, c.size[0]) for c in found] == [(1, 64), (1, 128), (2, 128), (4, 128)]
+    assert found == [(16, batch, (n, n)) for batch, n in [(1, 64), (1, 128), (2, 128), (4, 128)]]
 
 
 # ---- what is verified
@@ -75,7 +75,7 @@ def test_wrong_gradients_are_found(factor, monkeypatch, capsys):
     wrong = right | {name: factor * right[name]}
     check = unet.Check("im2col in float64", unet.relative(wrong, right))
     assert not check.correct
-    monkeypatch.setattr(unet, "verify_gradients", lambda against: check)
+    monkeypatch.setattr(unet, "verify_gradients", lambda device, against: check)
     assert "they are wrong, and nothing was timed" in refused(TINY, capsys)
 
 
@@ -97,14 +97,14 @@ class Local:
         return function(*arguments)
 
 
-class Doubled(unet.OurNet):
+class Doubled(sides.OurNet):
     """One whose answers are wrong."""
 
     def prediction(self):
         return 1.01 * super().prediction()
 
 
-class Climbing(unet.OurNet):
+class Climbing(sides.OurNet):
     """One that learns backwards."""
 
     def step(self):
@@ -112,26 +112,26 @@ class Climbing(unet.OurNet):
         return super().step()
 
 
-def bench(sides, monkeypatch, exact=True):
+def bench(contestants, monkeypatch, exact=True, case=SMALL):
     monkeypatch.setattr(unet, "Side", Local)
-    return unet.bench_case(SMALL, sides, SHORT, exact, lambda name: None)
+    return unet.bench_case(case, contestants, SHORT, exact, lambda name: None)
 
 
 def test_a_wrong_prediction_is_not_timed(monkeypatch):
-    rows = bench([unet.Contestant("minunet", unet.OurNet), unet.Contestant("doubled", Doubled)], monkeypatch)
+    rows = bench([sides.Contestant("minunet", sides.OurNet), sides.Contestant("doubled", Doubled)], monkeypatch)
     found = {(row.side, row.work): row for row in rows}
     assert not found["doubled", "prediction"].correct and found["doubled", "prediction"].timing is None
     assert found["doubled", "prediction"].error == pytest.approx(0.01, rel=1e-3)
     sound = found["minunet", "prediction"]
     assert sound.correct and sound.error < 1e-5 and len(sound.timing.times) == 2
     assert found["doubled", "step"].correct and found["doubled", "step"].error is None     # nobody to compare it with
-    assert "WRONG" in report.case_table(rows, 1e11)
+    assert "WRONG" in report.case_table(rows, {"float32": 1e11})
 
 
 def test_steps_that_learn_something_else_are_not_timed(torch, monkeypatch):
-    theirs = unet.Contestant("PyTorch, contiguous", unet.TorchNet, ("contiguous_format",))
-    rows = bench([unet.Contestant("minunet", unet.OurNet), unet.Contestant("climbing", Climbing), theirs], monkeypatch,
-                 exact=False)
+    theirs = sides.Contestant("PyTorch, contiguous", sides.TorchNet, ("contiguous_format",))
+    ours, climbing = sides.Contestant("minunet", sides.OurNet), sides.Contestant("climbing", Climbing)
+    rows = bench([ours, climbing, theirs], monkeypatch, exact=False)
     steps = {row.side: row for row in rows if row.work == "step"}
     assert steps["minunet"].correct and steps["minunet"].error < 1e-3 and steps["PyTorch, contiguous"].error == 0
     assert not steps["climbing"].correct and steps["climbing"].timing is None
@@ -139,7 +139,7 @@ def test_steps_that_learn_something_else_are_not_timed(torch, monkeypatch):
 
 
 def test_both_sides_predict_the_same(torch, monkeypatch):
-    rows = bench(unet.contestants(True), monkeypatch)
+    rows = bench(sides.contestants("cpu", True), monkeypatch)
     assert [row.side for row in rows if row.work == "step"] == [
         "minunet", "PyTorch, channels last", "PyTorch, contiguous"]
     assert all(row.correct and row.error < 1e-4 for row in rows)
@@ -149,10 +149,51 @@ def test_both_sides_predict_the_same(torch, monkeypatch):
 def test_what_a_process_held_before_does_not_count():
     with processes.Side() as side:
         side.call(np.ones, 16 << 20)            # 128 MiB, and gone
-        net = side.make(unet.OurNet, SMALL)
+        net = side.make(sides.OurNet, SMALL)
         net.load(UNet(3, 1, SMALL.base).state_dict())
         net.step()
         assert 0 < net.growth() < 100 << 20
+
+
+# ---- on a GPU, for which the simulated one stands in
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_steps_and_predictions_of_a_device(device, precision, monkeypatch):
+    """Replayed and launch by launch, right and with the same losses."""
+    monkeypatch.setattr(sides, "PIPELINED", 1)
+    case = sides.Case(4, 1, (16, 16), device, precision)
+    rows = bench(sides.contestants(device, False), monkeypatch, case=case)
+    assert [(r.work, r.side) for r in rows] == [(work, f"minunet{more}") for work in unet.WORKS
+                                                for more in ("", ", launch by launch")]
+    assert all(r.correct and len(r.timing.times) == 2 and r.peak is not None for r in rows)
+    losses = []
+    for arguments in ((), (False, False)):
+        net = sides.OurNet(case, *arguments)
+        net.load(UNet(3, 1, case.base).state_dict())
+        losses.append(net.first_losses())
+        assert (net._gradients._recording is None) == bool(arguments)
+    assert losses[0] == losses[1] and len(set(losses[0])) == len(losses[0])
+
+
+def test_a_devices_gradients_in_float64(device):
+    case = SMALL._replace(device=device)
+    assert unet.relative(unet.our_gradients(case, True), unet.our_gradients(SMALL)) < unet.GRADIENTS
+
+
+def test_pytorch_computes_in_every_precision(torch):
+    """Here on the CPU, which knows no TF32."""
+    losses = {}
+    for precision in ("float32", "bf16"):
+        net = sides.TorchNet(SMALL._replace(precision=precision), "channels_last")
+        net.load(UNet(3, 1, SMALL.base).state_dict())
+        losses[precision] = np.array(net.first_losses())
+        assert net.prediction().dtype == np.float32
+    difference = abs(losses["bf16"] / losses["float32"] - 1).max()
+    assert 1e-6 < difference < unet.LOSSES["bf16"]
+
+
+def test_a_case_names_its_device_and_precision():
+    assert str(sides.Case(64, 8, (256, 256), "cuda", "tf32")) == "base 64, 8x256x256 on cuda in tf32"
 
 
 # ---- figures
@@ -176,7 +217,7 @@ def test_the_faster_memory_format_counts():
 def test_case_table_by_hand():
     flop = SMALL.flop("step")
     text = report.case_table([r if r.side != "minunet" else r.__class__(**{**vars(r), "peak": 3 << 20, "others": 0.25})
-                              for r in rows_by_hand()], flop / 3.0)
+                              for r in rows_by_hand()], {"float32": flop / 3.0})
     line = next(line for line in text.splitlines() if line.startswith("step        minunet")).split()
     assert line[:5] == ["step", "minunet", "1,500", "1,000..2,000", "33%"]
     assert "2.00x" in line and "3" in line and "25%" in line        # twice the peak of a matrix product

@@ -169,7 +169,7 @@ def test_a_folder_that_may_not_be_written_to_is_told_before_the_work(here, capsy
     (PermissionError(13, "Permission denied", "new"), "new: Permission denied"),
 ])
 def test_what_the_machine_lacks_is_told_in_a_sentence(here, capsys, monkeypatch, error, words):
-    def fail(run, images, masks, epoch):
+    def fail(run, images, masks):
         raise error
 
     monkeypatch.setattr(Run, "_step", fail)

@@ -217,3 +217,24 @@ def test_the_relu_on_the_cpu_carries_nan_on_and_leaves_dy_alone():
     before = dy.copy()
     norm.batch_norm_backward(dy, cache)
     np.testing.assert_array_equal(dy, before)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("channels", [1, 255, 256, 257])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_running_statistics(device, dtype, tolerance, channels, count):
+    """In place, as on the CPU and by the formula; one value has no variance."""
+    running_mean, running_var, mean, var = np.random.default_rng(0).uniform(1, 2, (4, channels)).astype(dtype)
+    expected_mean = 0.9 * running_mean + 0.1 * mean
+    expected_var = running_var if count == 1 else 0.9 * running_var + 0.1 * var * count / (count - 1)
+
+    def update(*arrays):
+        arrays = [array.copy() for array in arrays]
+        norm.update_running(*arrays, momentum=0.1, count=count)
+        return tuple(arrays)
+
+    arrays = running_mean, running_var, mean, var
+    for found in (update(*arrays), computed(device, update, *arrays)):
+        for array, expected in zip(found, (expected_mean, expected_var, mean, var)):
+            assert array.dtype == dtype
+            assert_close(array, expected, tolerance)

@@ -124,7 +124,7 @@ def test_the_share_of_waiting_is_measured(tmp_path, monkeypatch, slow, low, high
     """Batches that take 50 ms each to make, or steps that take 50 ms, while the other takes next to nothing."""
     run = made(tmp_path, epochs=2)
     assert run.waiting == 0
-    monkeypatch.setattr(run, "_step", lambda *batch: time.sleep(0.05 * (slow == "steps")) or 1.0)
+    monkeypatch.setattr(run, "_step", lambda *batch: time.sleep(0.05 * (slow == "steps")) or np.ones(()))
     draw = run.batches.epoch
 
     def epoch(rng):
@@ -434,7 +434,7 @@ def test_running_statistics_are_plain_means_over_batches(tmp_path, settings, bat
         probe(Tensor(run.checkpoint.normalise(images)))
         for name, module in probe.named_modules():
             if name in seen:
-                seen[name].append((module.running_mean, module.running_var))
+                seen[name].append((module.running_mean.copy(), module.running_var.copy()))
     for name, norm in norms:
         mean, var = (np.mean(values, axis=0, dtype=np.float64) for values in zip(*seen[name]))
         assert_close(norm.running_mean, mean, 1e-5, name)

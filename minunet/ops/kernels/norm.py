@@ -56,6 +56,12 @@ def statistics(x: Any) -> tuple[Any, Any]:
     return mean, var
 
 
+def update_running(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, unbiased: float) -> None:
+    """Move the running statistics, in place; unbiased: what makes the unbiased variance of var, 0 if there is none."""
+    launch("norm.update_running", *ready(mean, var), running_mean, running_var, mean.size, momentum, 1 - momentum,
+           unbiased, threads=mean.size)
+
+
 def backward(dy: Any, cache: Kept) -> tuple[Any, Any, Any]:
     """dx, dgamma, dbeta."""
     (dy,), cut = ready(dy), Cut.of(dy)

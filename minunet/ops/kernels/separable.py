@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from minunet.backend import array_module, device_of, module_of
+from minunet.backend import array_module, device_of, to_device
 from minunet.cuda import launch
 from minunet.ops.kernels.vector import vector_length
 
@@ -49,6 +49,5 @@ def _axis(matrix: Callable[..., Any], arguments: tuple[Any, ...], transposed: bo
     """matrix(*arguments) on a device; which: of several GPUs, the one that holds it."""
     R = matrix(*arguments)
     R = scipy.sparse.csr_array(R.T if transposed else R)
-    xp = module_of(device)
-    return Axis(xp.array(R.indptr.astype(np.int32)), xp.array(R.indices.astype(np.int32)),
-                xp.array(R.data.astype(dtype)))
+    return Axis(*(to_device(array, device) for array in
+                  (R.indptr.astype(np.int32), R.indices.astype(np.int32), R.data.astype(dtype))))
