@@ -134,10 +134,8 @@ class OurNet(Net):
 
     def step(self) -> Any:
         """See `Net`."""
-        if self._replayed:
-            loss = self._gradients(self._net, self.x, self.y)
-        else:
-            loss = self._take(_gradients(self._net, self.x, to_device(self.y, self.case.device)))
+        arrays = self._net, self.x, self.y
+        loss = self._gradients(*arrays) if self._replayed else self._take(_gradients(*arrays))
         self._adam.step()
         return loss
 

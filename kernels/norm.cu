@@ -1,8 +1,8 @@
 // Batch normalisation of x (pixels, channels): y = gamma (x - mean) / sigma + beta, sigma = sqrt(var + eps), optionally
 // followed by ReLU, with the batch's own mean and variance (training) or with given ones (prediction).
 //
-// All kernels cut x as reduce.cuh says: a thread owns VECTOR channels of some pixels. Training takes, with the bytes of
-// memory for each number of x in float:
+// All kernels that read x cut it as reduce.cuh says: a thread owns VECTOR channels of some pixels. Training takes, with
+// the bytes of memory for each number of x in float:
 //
 //     moments, batch_statistics          mean and var in one pass over x                              reads 4
 //     normalize                          y                                                            reads 4, writes 4
@@ -120,6 +120,24 @@ update_running(const real* __restrict__ mean, const real* __restrict__ var, INOU
     if (c >= channels) return;
     running_mean[c] = rest * running_mean[c] + momentum * mean[c];
     if (unbiased > 0) running_var[c] = rest * running_var[c] + momentum * (var[c] * unbiased);
+}
+
+// ---- prediction: batch norm as a part of the convolution before it
+
+// The weights w (K, filters), K = KH KW C, and the bias with which A x + b is batch norm of A x: folded = w gamma / sigma
+// and shift = beta - mean gamma / sigma. A thread owns a weight, so that a warp reads 128 neighbouring bytes (float) and
+// writes as many; the first ones also own a filter's shift. The numbers of the filters stay in the cache.
+KERNEL __launch_bounds__(THREADS)
+fold(const real* __restrict__ w, const real* __restrict__ gamma, const real* __restrict__ beta,
+     const real* __restrict__ mean, const real* __restrict__ var, real* __restrict__ folded, real* __restrict__ shift,
+     int count, int filters, real eps)
+{
+    const int i = thread_index();
+    if (i >= count) return;
+    const int f = i % filters;
+    const real scale = gamma[f] / sqrt(var[f] + eps);
+    folded[i] = w[i] * scale;
+    if (i < filters) shift[f] = beta[f] - mean[f] * scale;
 }
 
 // ---- x -> y

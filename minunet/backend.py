@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from minunet import tape
 from minunet.errors import UserError
-from minunet.sim_array import SimArray, refuse_in_recording, sim
+from minunet.sim_array import SimArray, sim
 
 DEVICES = ("cpu", "cuda", "sim")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -98,7 +99,7 @@ def module_of(device: str) -> Any:
 def to_device(array: Any, device: str) -> Any:
     """The array on a device of `DEVICES`: itself if it is there already, else a copy.
 
-    Raises ValueError for an unknown device, UserError for cuda without a GPU, RuntimeError while work is recorded.
+    Raises ValueError for an unknown device, UserError for cuda without a GPU, NotRecordable while work is recorded.
 
     >>> import numpy as np
     >>> to_device(np.ones(2), "sim")
@@ -107,7 +108,7 @@ def to_device(array: Any, device: str) -> Any:
     here, xp = _device(array), module_of(device)
     if here == device:
         return array
-    refuse_in_recording("read back from" if device == "cpu" else "brought to")
+    tape.refuse("read back from" if device == "cpu" else "brought to")
     host = array.get() if here == "cuda" else array.view(np.ndarray)
     return xp.array(host)
 
@@ -127,7 +128,11 @@ def as_float(value: Any, dtype: Any = None, like: Any = None) -> Any:
         native = array.dtype.newbyteorder("=")
         dtype = native if (is_array or isinstance(value, np.generic)) and native in FLOATS else np.float32
     array = array.astype(dtype, copy=False)
-    return array if is_array or like is None else to_device(array, device_of(like))
+    if is_array or like is None:
+        return array
+    if array.ndim == 0:                     # written by the device, without a copy
+        return array_module(like).full((), array[()], dtype)
+    return to_device(array, device_of(like))
 
 
 def same_dtype(name: str, **arrays: Any) -> None:

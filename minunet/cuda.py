@@ -25,7 +25,6 @@ import numpy as np
 from minunet import simulator, tape
 from minunet.backend import FLOATS, cupy, device_of, module_of
 from minunet.errors import UserError
-from minunet.sim_array import refuse_in_recording
 
 TYPES = {"float": "f4", "double": "f8", "int": "i4", "unsigned": "u4", "unsigned int": "u4", "unsigned char": "u1",
          "signed char": "i1", "long long": "i8", "unsigned long long": "u8", "bool": "?"}
@@ -286,7 +285,7 @@ def _simulated(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple
 def _on_gpu(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple[int, ...], arguments: list[Any],
             shared: int) -> None:
     function = _compiled(kernel.file, kernel.name, defines, cupy().cuda.Device().id)
-    passed = tuple(_table(tuple(a.data.ptr for a in value), cupy().cuda.Device().id) if p.many else value
+    passed = tuple(tape.keep(_table(tuple(a.data.ptr for a in value), cupy().cuda.Device().id)) if p.many else value
                    for p, value in zip(kernel.parameters, arguments))
     try:
         if shared > STATIC_SHARED:
@@ -300,7 +299,7 @@ def _on_gpu(kernel: Kernel, defines: tuple[tuple[str, Any], ...], grid: tuple[in
 @lru_cache(maxsize=64)
 def _table(addresses: tuple[int, ...], device: int) -> Any:
     """A table of pointers: an array of addresses, which are the same in every step once memory comes from a pool."""
-    refuse_in_recording("brought to")
+    tape.refuse("brought to")
     return cupy().array(np.array(addresses, np.uint64))
 
 

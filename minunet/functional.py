@@ -219,8 +219,10 @@ def dropout(x: Input, p: float, rng: np.random.Generator) -> Tensor:
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"dropout: rng must be a numpy.random.Generator; got {type(rng).__name__}")
     x = x if isinstance(x, Tensor) else Tensor(x)
-    key = once(lambda: fresh(lambda: rng.integers(1 << 64, size=1, dtype=np.uint64), device_of(x.data))) if p else 0
-    return _dropout(x, p=p, key=key)
+    if p == 0:
+        return x
+    return _dropout(x, p=p, key=once(lambda: fresh(lambda: rng.integers(1 << 64, size=1, dtype=np.uint64),
+                                                   device_of(x.data))))
 
 
 def concat(*xs: Input) -> Tensor:

@@ -1,7 +1,7 @@
 """The arrays of the simulated GPU, and the module that makes them: NumPy's, marked, and put on the tape.
 
 An array of this kind lies in the computer's own memory. But as those on a GPU it meets its own kind and numbers only,
-its elements are arrays without axes, and while work is recorded (`minunet.replay`) nobody can read it.
+its elements are arrays without axes, and while work is recorded (`minunet.replay`) its methods hand out no numbers.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class SimArray(np.ndarray):
         _done(lambda: _plain(self).__setitem__(_plain(key), value))
 
 
-def _making(name: str) -> Any:
-    """NumPy's method of this name, which may make an array."""
+def _recorded(name: str) -> Any:
+    """NumPy's method of this name, which makes an array, or changes this one."""
     method = getattr(np.ndarray, name)
-    return lambda self, *inputs, **options: _done(lambda: method(_plain(self), *inputs, **options))
+    return lambda self, *inputs, **options: _done(lambda: method(_plain(self), *map(_plain, inputs), **options))
 
 
 def _reading(name: str) -> Any:
@@ -49,15 +49,17 @@ def _reading(name: str) -> Any:
     method = getattr(np.ndarray, name)
 
     def read(self: SimArray, *inputs: Any) -> Any:
-        refuse_in_recording("read back from")
+        tape.refuse("read back from")
         return method(self, *inputs)
 
     return read
 
 
-for _name in ("astype", "copy", "max", "min", "ravel", "reshape", "sum"):
-    setattr(SimArray, _name, _making(_name))
-for _name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+for _name in ("all any argmax argmin argpartition argsort astype choose clip compress copy cumprod cumsum diagonal dot "
+              "fill flatten max mean min nonzero partition prod put ravel repeat reshape round searchsorted sort std "
+              "sum take trace var").split():
+    setattr(SimArray, _name, _recorded(_name))
+for _name in "__bool__ __complex__ __float__ __format__ __index__ __int__ item tobytes tolist".split():
     setattr(SimArray, _name, _reading(_name))
 
 
@@ -71,7 +73,7 @@ class _SimModule:
 
         def make(*inputs: Any, **options: Any) -> Any:
             if name in ("array", "asarray") and not isinstance(inputs[0], SimArray):
-                refuse_in_recording("brought to")
+                tape.refuse("brought to")
             if name in ("empty", "empty_like"):
                 return _marked(value(*inputs, **options))       # nothing is done that could be done again
             return _done(lambda: value(*inputs, **options))
@@ -80,13 +82,6 @@ class _SimModule:
 
 
 sim = _SimModule()
-
-
-def refuse_in_recording(moved: str) -> None:
-    """Raise RuntimeError if a recording runs: numbers cannot be `moved` the device then."""
-    if tape.is_recording():
-        raise RuntimeError(f"numbers cannot be {moved} the device while its work is recorded (minunet.replay): give "
-                           "them to what is recorded as arrays, and read its results afterwards")
 
 
 def _done(call: Callable[[], Any]) -> Any:

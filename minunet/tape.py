@@ -1,8 +1,8 @@
 """What is done on the simulated GPU, written down so that it can be done again: its stand-in for a CUDA graph.
 
-A recording runs in one thread at a time (`recording`). On the simulated GPU every launch and every operation of the
-array library is done by `done`, which keeps it on the tape; doing all of them again, in order and on the same arrays,
-is what a GPU does when a graph is launched. A real GPU keeps its own tape and uses of this only the flag.
+A recording belongs to the thread that makes it (`recording`). On the simulated GPU every launch and every operation of
+the array library goes through `done`, which puts it on the tape; doing all of them again, in order and on the same
+arrays, is what a GPU does when a graph is launched. A real GPU has its own tape; of this it uses the flag, and `keep`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ import numpy as np
 Result = TypeVar("Result")
 
 
+class NotRecordable(RuntimeError):
+    """What a function does that cannot be recorded."""
+
+
 class Tape:
-    """What was done, in order."""
+    """What was done, in order; and what that needs, though nobody else may keep it."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[Callable[[], Any], Any]] = []
+        self.kept: list[Any] = []
 
     def add(self, call: Callable[[], Any], result: Any) -> None:
         """What was called, and what it returned."""
@@ -54,8 +59,22 @@ def is_recording() -> bool:
     return _tape.get() is not None
 
 
+def keep(value: Result) -> Result:
+    """value, which lives as long as the recording, if one runs: for arrays that a cache might forget."""
+    if (tape := _tape.get()) is not None:
+        tape.kept.append(value)
+    return value
+
+
+def refuse(moved: str) -> None:
+    """Raise NotRecordable if a recording runs: numbers cannot be `moved` the device then."""
+    if is_recording():
+        raise NotRecordable(f"numbers cannot be {moved} the device while its work is recorded (minunet.replay): give "
+                            "them to what is recorded as arrays, and read its results afterwards")
+
+
 def done(call: Callable[[], Result]) -> Result:
-    """call(), put on the tape if a recording runs; the parts of which it consists are not."""
+    """call(), put on the tape if a recording runs; as one thing, whatever it calls in turn."""
     tape = _tape.get()
     result = apart(call)
     if tape is not None:
@@ -64,7 +83,7 @@ def done(call: Callable[[], Result]) -> Result:
 
 
 def apart(call: Callable[[], Result]) -> Result:
-    """call(), as if no recording ran."""
+    """call(), as if no recording ran: it is not put on the tape."""
     token = _tape.set(None)
     try:
         return call()
@@ -73,7 +92,7 @@ def apart(call: Callable[[], Result]) -> Result:
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
-    """The arrays in a result, as such, numbers of NumPy as arrays."""
+    """The arrays in a result."""
     if isinstance(value, (list, tuple)):
         return [array for part in value for array in _arrays(part)]
-    return [np.asarray(value).view(np.ndarray)] if isinstance(value, (np.ndarray, np.generic)) else []
+    return [value.view(np.ndarray)] if isinstance(value, np.ndarray) else []

@@ -8,7 +8,9 @@ target written, too late or too soon.
 from __future__ import annotations
 
 import random
+import weakref
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -58,34 +60,45 @@ class Waiting:
 
 
 class Array:
-    """On the GPU."""
+    """On the GPU. Its memory is the next one's as soon as nobody refers to it, though work may still use it."""
 
-    def __init__(self, gpu, shape, dtype):
-        self.gpu, self.value = gpu, np.full(shape, 99, dtype)
-        self.shape, self.dtype = self.value.shape, self.value.dtype
+    def __init__(self, cupy, shape, dtype, memory=None):
+        self.cupy, self.gpu, self.memory = cupy, cupy.gpu, memory
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        free = cupy.free.setdefault((self.shape, self.dtype), [])
+        self.value = free.pop() if free and memory is None else np.full(shape, 99, dtype)
 
-    def made(self, compute):
+    def __del__(self):
+        if self.memory is None:
+            self.cupy.free[self.shape, self.dtype].append(self.value)
+
+    def made(self, compute, *values):
         """A new array, whose value is computed in the current stream."""
-        result = Array(self.gpu, self.shape, self.dtype)
-        self.gpu.add(self.gpu.current[-1], lambda: result.value.__setitem__(..., compute()))
+        result = self.cupy.empty(self.shape, self.dtype)
+        target = result.value
+        self.gpu.add(self.gpu.current[-1], lambda: target.__setitem__(..., compute(*values)))
         return result
 
     def __add__(self, other):
-        return self.made(lambda: self.value + (other.value if isinstance(other, Array) else other))
+        if isinstance(other, Array):
+            return self.made(lambda a, b: a + b, self.value, other.value)
+        return self.made(lambda a: a + other, self.value)
 
     def __mul__(self, other):
-        return self.made(lambda: self.value * other)
+        return self.made(lambda a: a * other, self.value)
 
     def copy(self):
         return self + 0
 
     def __setitem__(self, key, other):
         assert key is ...
-        self.gpu.add(self.gpu.current[-1], lambda: self.value.__setitem__(..., other.value))
+        target, source = self.value, other.value
+        self.gpu.add(self.gpu.current[-1], lambda: target.__setitem__(..., source))
 
     def set(self, pinned, stream):
         assert (pinned.shape, pinned.dtype) == (self.shape, self.dtype)
-        self.gpu.add(stream, lambda: self.value.__setitem__(..., pinned))       # which is read when its turn comes
+        target, source = self.value, pinned.view(np.ndarray)
+        self.gpu.add(stream, lambda: target.__setitem__(..., source))       # which is read when its turn comes
 
     def get(self):
         stream = self.gpu.current[-1]
@@ -97,6 +110,10 @@ class Array:
 Array.__module__ = "cupy"
 
 
+class Pinned(np.ndarray):
+    """In the computer's memory."""
+
+
 class CuPy:
     """The module."""
 
@@ -105,7 +122,7 @@ class CuPy:
         log = gpu.log
 
         class CUDARuntimeError(RuntimeError):
-            pass
+            __module__ = "cupy_backends.cuda.api.runtime"
 
         class Event:
             def __init__(self, disable_timing):
@@ -155,48 +172,90 @@ class CuPy:
                 log.append("launch")
                 gpu.add(gpu.current[-1], lambda: [work() for work in self.works])
 
+        class Block:
+            """Of a pool."""
+
+            def __init__(self, memory):
+                self.ptr, self.memory = id(memory), memory
+                memory.used = True
+
+            def __del__(self):
+                self.memory.used = False
+
         class MemoryPool:
+            """Gives nothing back by itself, as CuPy's since version 14."""
+
             def __init__(self, allocator):
-                self.allocator, self.bytes = allocator, 0
+                self.allocator, self.limit, self.memories = allocator, 500, leaked
+
+            def set_limit(self, size):
+                self.limit, self.memories = size, []
+                leaked.append(self.memories)
 
             def malloc(self, size):
-                self.bytes += size
-                return self.allocator(size)
+                assert self.limit == 0, "would give free blocks back where the limit is reached"
+                self.memories.append(self.allocator(size))
+                return Block(self.memories[-1])
 
             def total_bytes(self):
-                return self.bytes
+                return sum(memory.size for memory in self.memories)
+
+            def free_all_blocks(self):
+                self.memories[:] = [memory for memory in self.memories if memory.used]
 
         class Memory:
+            used = False
+
             def __init__(self, size):
                 if size > 1000:
                     raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+                self.size = size
+                live.append(weakref.ref(self))
+
+        class UnownedMemory:
+            def __init__(self, ptr, size, owner, device_id):
+                self.owner = owner
+
+        leaked, live = [], []
+        self.live_bytes = lambda: sum(memory().size for memory in live if memory())
 
         @contextmanager
         def using_allocator(allocator):
             before, self.allocator = self.allocator, allocator
-            yield
-            self.allocator = before
+            try:
+                yield
+            finally:
+                self.allocator = before
 
-        self.allocator, self.ndarray = None, Array
+        self.allocator, self.ndarray, self.free, self.free_pinned = None, Array, {}, {}
         runtime = type("runtime", (), {"CUDARuntimeError": CUDARuntimeError})
         self.cuda = type("cuda", (), dict(
             Event=Event, Stream=Stream, MemoryPool=MemoryPool, Memory=Memory, runtime=runtime,
-            MemoryPointer=lambda memory, offset: (memory, offset), using_allocator=staticmethod(using_allocator),
+            UnownedMemory=UnownedMemory, MemoryPointer=lambda memory, offset: memory,
+            Device=lambda: SimpleNamespace(id=0), using_allocator=staticmethod(using_allocator),
             get_current_stream=staticmethod(lambda: gpu.current[-1])))
         gpu.current.append(Stream(null=True))
 
     def empty(self, shape, dtype):
-        if self.allocator:
-            self.allocator(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return Array(self.gpu, shape, dtype)
+        memory = self.allocator and self.allocator(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return Array(self, shape, dtype, memory)
 
     def empty_like(self, array):
         return self.empty(array.shape, array.dtype)
 
     def array(self, value):
         result, value = self.empty(value.shape, value.dtype), value.copy()
-        self.gpu.add(self.gpu.current[-1], lambda: result.value.__setitem__(..., value))
+        target = result.value
+        self.gpu.add(self.gpu.current[-1], lambda: target.__setitem__(..., value))
         return result
+
+    def empty_pinned(self, shape, dtype):
+        """As of `cupyx`: in memory that is the next one's as soon as nobody refers to it."""
+        free = self.free_pinned.setdefault((tuple(shape), np.dtype(dtype)), [])
+        memory = free.pop() if free else np.empty(shape, dtype)
+        pinned = memory.view(Pinned)
+        weakref.finalize(pinned, free.append, memory)
+        return pinned
 
     def get_default_memory_pool(self):
         return type("pool", (), {"free_all_blocks": lambda _: self.gpu.log.append("free")})()

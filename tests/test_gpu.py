@@ -1,6 +1,9 @@
 """What only a real GPU can show (`pytest -m gpu`): the same bits in every run, no leaks, a run beside the CPU's."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,6 +89,21 @@ def test_a_recordings_memory_goes_back(cupy):
     nn.release_recordings()
     cupy.get_default_memory_pool().free_all_blocks()
     assert nn.recorded_bytes() == 0 and cupy.cuda.runtime.memGetInfo()[0] >= before - (4 << 20)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_compute_sanitizer_finds_nothing(tool, dtype):
+    """In every op's kernels, forward and backward, and those of a whole net; each array in memory of its own, so that
+    an access behind its end is one."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed (it comes with the CUDA toolkit)")
+    program = ("import sys, cupy; cupy.cuda.set_allocator(None); from minunet.cli import main; "
+               f"sys.exit(main(['gradcheck', '--device', 'cuda', '--dtype', '{dtype}']))")
+    done = subprocess.run([sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", program],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def test_the_demo_learns_as_on_the_cpu(tmp_path):

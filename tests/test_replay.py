@@ -1,5 +1,7 @@
 """Recordings on a device: every replay computes what the function would, of new inputs and in place."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from minunet.backend import array_module, device_of, on_gpu, to_device
 from minunet.ops import dropout, norm
 from minunet.ops.kernels import separable as kernels
 from minunet.replay import Recording, fresh
+from minunet.tape import NotRecordable
 
 
 def normal(*shape, seed=0, dtype=np.float32):
@@ -32,7 +35,15 @@ OPERATIONS = {
     "rearranged": lambda x: x.T.ravel() + x.T.reshape(-1),
     "constants": lambda x: array_module(x).full(x.shape, 3, x.dtype) * x + array_module(x).ones_like(x),
     "a choice": lambda x: array_module(x).where(x > 0, x, -x),
+    "methods": lambda x: [x.argmax(axis=1) * 1, x.argsort(axis=0) * 1, x.flatten(), x.take(2), x.repeat(2), x.max(),
+                          x.min(axis=1), x.dot(x.T), x.mean(), x.cumsum(), x.clip(-1, 1), x.round(1), x.trace()],
+    "methods in place": lambda x: [sorted_and_filled(x.copy())],
+    "an element": lambda x: x[1, 2] * 2,
+    "Tensors with numbers": lambda x: (((Tensor(x) * 2 + 1 - x.dtype.type(3)) / 6) ** 2 - (1 - Tensor(x))).data,
+    "a mean": lambda x: Tensor(x).mean().data,
+    "nothing dropped": lambda x: functional.dropout(x, 0, np.random.default_rng(0)).data * 1,
     "a launch": lambda x: functional.sigmoid(x).data,
+    "interpolation": lambda x: functional.resample(x.reshape(1, 4, 6, 2), factor=2, method="bilinear").data,
     "launches": lambda x: functional.conv2d(x.reshape(1, 4, 6, 2), array_module(x).full((3, 3, 2, 5), 0.1, x.dtype),
                                             padding=1).data,
 }
@@ -44,6 +55,12 @@ def add_in_place(x):
     return x
 
 
+def sorted_and_filled(x):
+    x.sort(axis=1)
+    x[0].fill(4)
+    return x
+
+
 def write_part(x):
     x[1:] = x[:1] * 2
     x[:, 0] = 7
@@ -52,10 +69,14 @@ def write_part(x):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_replay_computes_what_the_function_does(device, name):
+    if device == "cuda" and name.startswith("methods"):
+        pytest.skip("what of these CuPy records is its own affair")
     function = OPERATIONS[name]
     inputs = [normal(8, 6, seed=seed) for seed in range(3)]
     expected = [function(to_device(x, device)) for x in inputs]
     recording = Recording(function, [inputs[0]], device)
+    kernels._axis.cache_clear()                 # what a recording needs, it keeps
+    gc.collect()
     for number, (x, wanted) in enumerate(zip(inputs, expected)):
         results = recording.replay(to_device(x, device) if number == 1 else x) if number else recording.results
         assert results is recording.results
@@ -126,26 +147,35 @@ def test_a_key_may_be_an_array(device):
 
 
 @pytest.mark.parametrize("read", [lambda x: to_device(x, "cpu"), lambda x: float(x[0, 0]),
-                                  lambda x: bool((x > 0).any()), lambda x: x[0, 0].item(), lambda x: x.tolist()],
-                         ids=["to_device", "float", "bool", "item", "tolist"])
+                                  lambda x: bool((x > 0).any()), lambda x: x[0, 0].item(), lambda x: x.tolist(),
+                                  lambda x: x.tobytes(), lambda x: complex(x[0, 0]), lambda x: f"{x[0, 0]}"],
+                         ids=["to_device", "float", "bool", "item", "tolist", "tobytes", "complex", "format"])
 def test_nothing_is_read_back_while_a_recording_runs(device, read):
     x = normal(2, 3)
-    with pytest.raises(Exception, match="read back from the device" if device == "sim" else ""):
+    with pytest.raises(NotRecordable, match="read back from the device" if device == "sim" else ""):
         Recording(lambda x: (read(x), x)[1], [x], device)
     read(to_device(x, device))                              # and afterwards all is as before
 
 
 def test_nothing_is_brought_while_a_recording_runs(device):
-    with pytest.raises(RuntimeError, match="cannot be brought to the device while its work is recorded .*: give them"):
+    with pytest.raises(NotRecordable, match="cannot be brought to the device while its work is recorded .*: give them"):
         Recording(lambda x: x + to_device(normal(2, 3), device), [normal(2, 3)], device)
     assert device_of(to_device(normal(2), device)) == device
+
+
+def test_a_recording_holds_what_its_launches_use(device):
+    """Also the tables that a cache would forget: their memory would be another array's, and the graph would read it."""
+    x = normal(1, 3, 5, 2)
+    functional.resample(to_device(x, device), factor=2, method="bilinear")
+    recording = Recording(lambda x: functional.resample(x, factor=2, method="bilinear").data, [x], device)
+    assert [type(value) for value in recording._tape.kept] == [kernels.Axis] * 2
 
 
 def test_what_the_first_call_keeps_has_to_be_there(device):
     """A table that was brought to the device while a recording runs would be empty there, and kept."""
     kernels._axis.cache_clear()
     x = normal(1, 3, 5, 2)
-    with pytest.raises(RuntimeError, match="cannot be brought"):
+    with pytest.raises(NotRecordable, match="cannot be brought"):
         Recording(lambda x: functional.resample(x, factor=2, method="bilinear").data, [x], device)
     expected = host(functional.resample(to_device(x, device), factor=2, method="bilinear").data)
     recording = Recording(lambda x: functional.resample(x, factor=2, method="bilinear").data, [x], device)

@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from minunet import tape
-from minunet.backend import to_device
-from minunet.nn.module import Module, Parameter
+from minunet.autograd import Tensor
+from minunet.backend import device_of, to_device
+from minunet.nn.module import Module
 from minunet.replay import Recording
 
 
 class Snapshot:
-    """The very objects that a module and all modules within it consist of, and the arrays of its parameters.
+    """The very objects that a module and all modules within it consist of, and the arrays of their Tensors.
+
+    Watched are their attributes, what is in lists, tuples and dicts among these, and of each Tensor the array and
+    whether it requires a gradient; not what lies within other objects, nor what changes in place.
 
     without: names of attributes that may change.
     """
 
     def __init__(self, module: Module, without: Collection[str] = ()):
         self.module, self._without = module, without
-        self._sizes: list[tuple[Any, int]] = []
-        self._held: list[tuple[Any, Any, Any]] = []         # a dict or list, a key or index, what it held there
-        self._parameters: list[tuple[Parameter, Any, bool]] = []
+        self._lengths: list[tuple[Any, int]] = []
+        self._held: list[tuple[Any, Any, Any]] = []         # a container, a key or index, and what it held there
+        self._tensors: list[tuple[Tensor, Any, bool]] = []
         for _, part in module.named_modules():
             self._add(vars(part))
 
     def holds(self) -> bool:
-        """Whether all is as it was; what was changed in place is."""
+        """Whether all is as it was."""
         try:
-            return (all(self._size(place) == size for place, size in self._sizes)
+            return (all(self._length(place) == length for place, length in self._lengths)
                     and all(place[key] is value for place, key, value in self._held)
-                    and all(p.data is data and p.requires_grad is learns for p, data, learns in self._parameters))
+                    and all(t.data is data and t.requires_grad is learns for t, data, learns in self._tensors))
         except (KeyError, IndexError):
             return False
 
     def _add(self, place: Any) -> None:
-        self._sizes.append((place, self._size(place)))
+        self._lengths.append((place, self._length(place)))
         for key, value in place.items() if isinstance(place, dict) else enumerate(place):
             if key not in self._without:
                 self._held.append((place, key, value))
-                if isinstance(value, (dict, list)):
+                if isinstance(value, (dict, list, tuple)):
                     self._add(value)
-                elif isinstance(value, Parameter):
-                    self._parameters.append((value, value.data, value.requires_grad))
+                elif isinstance(value, Tensor):
+                    self._tensors.append((value, value.data, value.requires_grad))
 
-    def _size(self, place: Any) -> int:
+    def _length(self, place: Any) -> int:
         return len(place) - (sum(name in place for name in self._without) if isinstance(place, dict) else 0)
 
 
 class Replayed:
     """take(function(module, *arrays)); on a GPU, what function launches is recorded and replayed (`minunet.replay`).
 
-    A call with arrays of the shapes and dtypes of the call before is recorded, and the following ones replay it. A call
-    with others ends the recording, and so does any attribute of the module or of one within it, and any parameter's
-    array, that is not the one it was. What is recorded has memory of its own on the GPU; where there is too little, on
-    the CPU, and in a thread that meets another one here, function is called each time.
+    A call whose arrays have the shapes and dtypes of the call before is recorded, and the following ones replay it,
+    until one has other shapes, or the module is not what it was (`Snapshot`). What is recorded has memory of its own on
+    the GPU. Where there is too little, and on the CPU, function is called each time; also, with a warning, where it
+    does what cannot be recorded. Threads wait for each other.
 
     Args:
         function: takes a module and arrays on its device, and returns arrays, as `Recording` has it. Its launches may
@@ -67,38 +73,38 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Any], take: Callable[[Any], Any], without: Collection[str] = ()):
         self._function, self._take, self._without = function, take, without
-        self._begin()
-
-    def _begin(self) -> None:
-        self._lock, self._fits = threading.Lock(), True
-        self._last: tuple[Any, Snapshot, str] | None = None     # shapes, module and device of the last call
+        self._lock = threading.RLock()
+        self._last: tuple[Any, Snapshot] | None = None      # shapes and module of the last call
         self._recording: Recording | None = None
+        self._recordable = True                             # as far as is known, with these shapes
         _all.add(self)
 
     def __call__(self, module: Module, *arrays: Any) -> Any:
-        if tape.is_recording() or not self._lock.acquire(blocking=False):
-            return self._take(self._function(module, *(to_device(array, module.device) for array in arrays)))
-        try:
-            return self._take(self._results(module, arrays))
-        finally:
-            self._lock.release()
+        device = _device(module)
+        if device == "cpu" or tape.is_recording():
+            return self._take(self._function(module, *(to_device(array, device) for array in arrays)))
+        with self._lock:
+            return self._take(self._results(module, arrays, device))
 
-    def _results(self, module: Module, arrays: tuple[Any, ...]) -> Any:
+    def _results(self, module: Module, arrays: tuple[Any, ...], device: str) -> Any:
         shapes = [(array.shape, array.dtype) for array in arrays]
         if self._last and self._last[0] == shapes and self._last[1].module is module and self._last[1].holds():
             if self._recording:
                 return self._recording.replay(*arrays)
-            if self._fits:
+            if self._recordable:
                 try:
-                    self._recording = Recording(lambda *arrays: self._function(module, *arrays), arrays, self._last[2])
+                    self._recording = Recording(partial(self._function, module), arrays, device)
                     return self._recording.results
                 except MemoryError:
-                    self._fits = False
-        self._recording = self._last = None
-        device = module.device
+                    self._recordable = False
+                except tape.NotRecordable as error:
+                    self._recordable = False
+                    warnings.warn(f"minunet: what is computed on the device {device} is launched kernel by kernel, not "
+                                  f"as one graph: {error}", RuntimeWarning, stacklevel=4)
+        else:
+            self._recording, self._recordable = None, True
         results = self._function(module, *(to_device(array, device) for array in arrays))
-        if device != "cpu":
-            self._last = shapes, Snapshot(module, self._without), device
+        self._last = shapes, Snapshot(module, self._without)
         return results
 
     def release(self) -> None:
@@ -112,13 +118,15 @@ class Replayed:
         recording = self._recording
         return recording.nbytes if recording else 0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> Any:
         """Without the recording: a copy makes its own."""
-        return {name: vars(self)[name] for name in ("_function", "_take", "_without")}
+        return Replayed, (self._function, self._take, self._without)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._begin()
+
+def _device(module: Module) -> str:
+    """Of the first parameter: to look at all of them takes longer than to launch a graph."""
+    first = next((p for _, p in module.named_parameters()), None)
+    return "cpu" if first is None else device_of(first.data)
 
 
 _all: weakref.WeakSet[Replayed] = weakref.WeakSet()

@@ -21,6 +21,7 @@ from minunet.geometry import Geometry, IntOrPair
 from minunet.ops import norm
 from minunet.ops import pool as pooling
 from minunet.ops.conv import Later, check_images, image_gradients, weight_gradient
+from minunet.ops.kernels import norm as kernels
 from minunet.ops.rows import count_rows, in_blocks
 
 Arrays = tuple[np.ndarray, ...]
@@ -114,10 +115,10 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later
 
 def fold(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Arrays:
     """The w and b with which A x + b is batch norm of A x in prediction: w · γ/σ for each filter, β − mean · γ/σ."""
+    if on_gpu(w):
+        return kernels.fold(w, gamma, beta, mean, var, float(eps))
     scale = gamma / (var + eps) ** 0.5
     shift = beta - mean * scale
-    if on_gpu(w):
-        return w * scale, shift
     folded = memory.empty(w.shape, w.dtype)
     in_blocks(lambda w, folded: np.multiply(w, scale, out=folded), w.size // len(scale), w, folded)
     return folded, shift

@@ -26,6 +26,7 @@ from minunet.convolution import ConvMatrix
 from minunet.errors import UserError
 from minunet.geometry import Geometry
 from minunet.inference import class_ids
+from minunet.ops.block import fold
 from minunet.study.cases import CASES, IMAGE, Case
 from minunet.training.metrics import Confusion
 
@@ -170,6 +171,7 @@ def _examples(file: str) -> Iterator[tuple[str, Callable[[], Any]]]:
                     _forward_and_backward, Case(partial(pool, kernel=17), ((1, 17, 17, CHANNELS),)))
         if file == "norm":
             yield f"running statistics, {CHANNELS} channels", partial(_update_running, array)
+            yield f"batch norm folded into 3x3 weights, {CHANNELS} filters", partial(_fold, array)
         for name, case in CASES.items():
             if case.shapes[0] == IMAGE and not case.constants and all(shape[-1] in (2, 3) for shape in case.shapes):
                 case = case._replace(shapes=tuple((*shape[:-1], CHANNELS) for shape in case.shapes))
@@ -188,6 +190,11 @@ def _products(array: Callable[..., Any], geometry: Geometry, side: int, algorith
 def _pool_and_unpool(x: Tensor, kernel: int) -> Tensor:
     y, winners = F.max_pool2d(x, kernel, return_winners=True)
     return F.max_unpool2d(y, winners, kernel)
+
+
+def _fold(array: Callable[..., Any]) -> None:
+    gamma, beta, mean, var = (abs(array(CHANNELS)) for _ in range(4))
+    fold(array(3, 3, CHANNELS, CHANNELS), gamma, beta, mean, var, 1e-5)
 
 
 def _update_running(array: Callable[..., Any]) -> None:

@@ -138,8 +138,8 @@ class Run:
             _copy_weights(init.model, model)
         model.to(device, precision)
         model.recompute = recompute
-        self._gradients = nn.Replayed(partial(_gradients, self._loss), self._take)
         self.optimizer = optim.Adam(model.parameters(), lr=config.lr)
+        self._gradients = nn.Replayed(partial(_gradients, self._loss, self.optimizer.parameters), self._take)
         self._plotted = -math.inf
         self._computed = self._waited = 0.0             # s
         self.history: list[dict[str, Any]] = []         # the rows of the finished epochs
@@ -353,14 +353,14 @@ class Run:
         self.history.extend(history)
 
 
-def _gradients(loss_of: Callable[..., Tensor], model: UNet, images: Any, masks: Any) -> tuple[Any, list[Any]]:
-    """The loss of a batch, and the gradients of the model's parameters; None of a loss that is no finite number."""
+def _gradients(loss_of: Callable[..., Tensor], parameters: list[Tensor], model: UNet, images: Any, masks: Any
+               ) -> tuple[Any, list[Any]]:
+    """The loss of a batch, and its gradients of the model's parameters: None of a loss that is no finite number."""
     logits = model(Tensor(images))
     # the logits of valid convolutions belong to the middle
     (h, w), (top, left) = logits.shape[1:3], ((n - m) // 2 for n, m in zip(masks.shape[1:], logits.shape[1:3]))
     target = masks[:, top:top + h, left:left + w]
     loss = loss_of(logits, target[..., None] if logits.shape[3] == 1 else target, ignore_index=IGNORE)
-    parameters = model.parameters()
     for parameter in parameters:
         parameter.grad = None
     if on_gpu(loss.data) or np.isfinite(loss.data):     # on a GPU it is not read yet

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minunet import Geometry, Tensor, functional, gradcheck, nn, no_grad
+from minunet.backend import to_device
 from minunet.nn.init import GAINS, he_normal, transposed_fan_in
 from tests.checks import assert_close
 from tests.peers import PRECISIONS, first, last
@@ -389,3 +390,19 @@ def test_dropout_drops_in_training_only_and_draws_only_then(p, dtype):
 def test_errors_name_what_came_and_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_statistics_that_move_before_the_backward_do_not_change_it(device):
+    """A prediction's backward uses those of its forward, on every device."""
+    rng = np.random.default_rng(0)
+    x, other, gradients = rng.standard_normal((2, 4, 4, 3), np.float32), rng.standard_normal((2, 4, 4, 3)) * 5, []
+    for place in ("cpu", device):
+        for moved in (False, True):
+            layer = nn.BatchNorm2d(3).to(place)
+            y = layer.eval()(Tensor(to_device(x, place), requires_grad=True))
+            if moved:
+                layer.train()(Tensor(to_device(other.astype(np.float32), place)))
+            (y * y).sum().backward()
+            gradients.append(to_device(layer.gamma.grad, "cpu"))
+    for gradient in gradients[1:]:
+        assert_close(gradient, gradients[0], 1e-5)

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minunet import UNet, nn, replay
+from minunet import Tensor, UNet, nn, replay
 from minunet.backend import to_device
 from minunet.nn import replayed as policy
 
@@ -19,6 +19,7 @@ class Scale(nn.Module):
     def __init__(self):
         self.factor = nn.Parameter(np.full(3, 2, np.float32))
         self.power, self.parts, self.table = 1, [nn.Dropout(0.5), None], {"shift": 0.0}
+        self.pair, self.tensor = (nn.Parameter(np.ones(3, np.float32)),), Tensor(np.zeros(3, np.float32))
         self.calls = 0
 
     def compute(self, x):
@@ -66,10 +67,12 @@ CHANGES = {
     "a parameter's array": lambda m: setattr(m.factor, "data", m.factor.data * 3),
     "a parameter": lambda m: setattr(m, "factor", nn.Parameter(m.factor.data * 3)),
     "whether a parameter learns": lambda m: setattr(m.factor, "requires_grad", False),
-    "weights": lambda m: m.load_state_dict({"factor": np.full(3, 5, np.float32)}),
+    "weights": lambda m: m.load_state_dict(m.state_dict() | {"factor": np.full(3, 5, np.float32)}),
     "a number": lambda m: setattr(m, "power", 7),
     "an attribute of a part": lambda m: setattr(m.parts[0], "p", 0.25),
     "a part": lambda m: m.parts.__setitem__(0, nn.Dropout(0.75)),
+    "a parameter's array in a tuple": lambda m: setattr(m.pair[0], "data", m.pair[0].data * 1),
+    "a Tensor's array": lambda m: setattr(m.tensor, "data", m.tensor.data * 1),
     "a new part": lambda m: m.parts.append(nn.ReLU()),
     "a part less": lambda m: m.parts.pop(),
     "an entry": lambda m: m.table.update(shift=4.0),
@@ -107,16 +110,31 @@ def test_on_the_cpu_nothing_is_recorded(replayed):
 
 
 def test_too_little_memory_for_a_recording(module, replayed, monkeypatch):
-    """The function is called each time, and no second recording is tried."""
-    tried = []
+    """The function is called each time, and no second recording is tried, but for other shapes."""
+    tried, recording = [], policy.Recording
 
-    def fail(*_):
-        tried.append(1)
-        raise MemoryError
+    def large(function, arrays, device):
+        tried.append(len(arrays[0]))
+        if len(arrays[0]) > 2:
+            raise MemoryError
+        return recording(function, arrays, device)
 
-    monkeypatch.setattr(policy, "Recording", fail)
-    x = images(2)
-    assert calls(module, replayed, *[x] * 4) == [1, 1, 1, 1] and len(tried) == 1
+    monkeypatch.setattr(policy, "Recording", large)
+    x, small = images(3), images(2)
+    assert calls(module, replayed, *[x] * 4, *[small] * 3, *[x] * 3) == [1] * 6 + [0] + [1] * 3
+    assert tried == [3, 2, 3]
+
+
+def test_what_cannot_be_recorded_is_said_once_and_computed_nevertheless(module, device):
+    def function(module, x):
+        assert float(x.sum()) > 0
+        return module.compute(x)
+
+    replayed, x = nn.Replayed(function, lambda y: to_device(y, "cpu").copy(), without=("calls",)), images(2)
+    assert calls(module, replayed, x) == [1]
+    with pytest.warns(RuntimeWarning, match=f"on the device {device} is launched kernel by kernel, not as one graph: "):
+        assert calls(module, replayed, x) == [1]
+    assert calls(module, replayed, x, x) == [1, 1]
 
 
 def test_a_recording_that_fails_leaves_nothing(module, device):
@@ -136,27 +154,30 @@ def test_a_recording_that_fails_leaves_nothing(module, device):
     assert calls(module, replayed, x, x) == [1, 0]
 
 
-def test_threads_that_meet_compute_each_by_itself(module, device):
-    """The second one comes while the first is about to take its results."""
+def test_threads_wait_for_each_other(module, device):
+    """The second one comes while the first is about to take its results, which are not overwritten."""
     x, z = images(2), images(2, seed=1)
-    inside, leave = threading.Event(), threading.Event()
+    inside, leave, found = threading.Event(), threading.Event(), {}
 
     def take(y):
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread().name == "first":
             inside.set()
             assert leave.wait(20)
         return to_device(y, "cpu").copy()
 
-    replayed, found = nn.Replayed(Scale.compute, take, without=("calls",)), []
+    replayed = nn.Replayed(Scale.compute, take, without=("calls",))
     calls(module, replayed, x, x)
-    thread = threading.Thread(target=lambda: found.append(replayed(module, x)))
-    thread.start()
+    threads = [threading.Thread(target=lambda x=x, name=name: found.update({name: replayed(module, x)}), name=name)
+               for name, x in (("first", x), ("second", z))]
+    threads[0].start()
     assert inside.wait(20)
-    assert calls(module, replayed, z) == [1]
+    threads[1].start()
+    threads[1].join(0.2)
+    assert not found
     leave.set()
-    thread.join(20)
-    np.testing.assert_array_equal(found[0], x * 2 + np.float32(0.5))
-    assert calls(module, replayed, z) == [0]
+    for thread, name, given in zip(threads, ("first", "second"), (x, z)):
+        thread.join(20)
+        np.testing.assert_array_equal(found[name], given * 2 + np.float32(0.5))
 
 
 def test_a_call_within_a_recording_is_a_part_of_it(module, device):

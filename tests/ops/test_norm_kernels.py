@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minunet.backend import to_device
-from minunet.ops import activation, norm
+from minunet.ops import activation, block, norm
 from minunet.ops.kernels import norm as kernels
 from minunet.ops.kernels import sums
 from tests import naive
@@ -238,3 +238,22 @@ def test_running_statistics(device, dtype, tolerance, channels, count):
         for array, expected in zip(found, (expected_mean, expected_var, mean, var)):
             assert array.dtype == dtype
             assert_close(array, expected, tolerance)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 3, 5, 7), (3, 3, 16, 16), (2, 1, 3, 300)], ids=str)
+def test_batch_norm_folded_into_weights(device, dtype, tolerance, shape):
+    """w gamma / sigma and beta - mean gamma / sigma, written out."""
+    rng = np.random.default_rng(0)
+    w, gamma, beta, mean = (rng.standard_normal(n).astype(dtype) for n in (shape, *[shape[3:]] * 3))
+    var = rng.uniform(0.5, 2, shape[3]).astype(dtype)
+    scale = gamma / np.sqrt(var + 1e-3)
+
+    def fold(*arrays):
+        return block.fold(*arrays, 1e-3)
+
+    arrays = w, gamma, beta, mean, var
+    for folded, shift in (fold(*arrays), computed(device, fold, *arrays)):
+        assert folded.dtype == shift.dtype == dtype
+        assert_close(folded, w * scale, tolerance)
+        assert_close(shift, beta - mean * scale, tolerance)

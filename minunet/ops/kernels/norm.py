@@ -39,7 +39,8 @@ def batch_norm(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[A
 
 def normalize(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float, relu: bool) -> tuple[Any, Kept]:
     """y from given statistics, and what the backward needs."""
-    x, gamma, beta, mean, var = ready(x, gamma, beta, mean, var)
+    x, gamma, beta = ready(x, gamma, beta)
+    mean, var = mean.copy(), var.copy()         # running statistics move in place, perhaps before the backward
     cache = Kept(x, gamma, beta, mean, var, eps, relu, constant=True)
     return _apply(cache), cache
 
@@ -58,8 +59,17 @@ def statistics(x: Any) -> tuple[Any, Any]:
 
 def update_running(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, unbiased: float) -> None:
     """Move the running statistics, in place; unbiased: what makes the unbiased variance of var, 0 if there is none."""
-    launch("norm.update_running", *ready(mean, var), running_mean, running_var, mean.size, momentum, 1 - momentum,
-           unbiased, threads=mean.size)
+    mean, var = ready(*(a.astype(running_mean.dtype, copy=False) for a in (mean, var)))
+    launch("norm.update_running", mean, var, running_mean, running_var, mean.size, momentum, 1 - momentum, unbiased,
+           threads=mean.size)
+
+
+def fold(w: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> tuple[Any, Any]:
+    """w (KH, KW, C, F) and b (F,) with which A x + b is batch norm of A x."""
+    xp, arrays = array_module(w), [array_module(w).ascontiguousarray(a) for a in (w, gamma, beta, mean, var)]
+    folded, shift = xp.empty(w.shape, w.dtype), xp.empty(gamma.shape, w.dtype)
+    launch("norm.fold", *arrays, folded, shift, w.size, gamma.size, eps, threads=w.size)
+    return folded, shift
 
 
 def backward(dy: Any, cache: Kept) -> tuple[Any, Any, Any]:

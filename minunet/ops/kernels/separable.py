@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
+from minunet import tape
 from minunet.backend import array_module, device_of, to_device
 from minunet.cuda import launch
 from minunet.ops.kernels.vector import vector_length
@@ -33,7 +34,7 @@ def product(x: Any, matrix: Callable[..., Any], height: tuple[Any, ...], width: 
     R_height is matrix(*height), (OH, H), and R_width is matrix(*width), (OW, W). Where y has no source it is value.
     """
     xp, place = array_module(x), (x.dtype, device_of(x), str(x.device))
-    rows, columns = (_axis(matrix, axis, transposed, *place) for axis in (height, width))
+    rows, columns = (tape.keep(_axis(matrix, axis, transposed, *place)) for axis in (height, width))
     n, h, w, c = x.shape
     oh, ow = (len(axis.start) - 1 for axis in (rows, columns))
     x, y = xp.ascontiguousarray(x), xp.empty((n, oh, ow, c), x.dtype)
