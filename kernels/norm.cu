@@ -124,9 +124,9 @@ update_running(const real* __restrict__ mean, const real* __restrict__ var, INOU
 
 // ---- prediction: batch norm as a part of the convolution before it
 
-// The weights w (K, filters), K = KH KW C, and the bias with which A x + b is batch norm of A x: folded = w gamma / sigma
-// and shift = beta - mean gamma / sigma. A thread owns a weight, so that a warp reads 128 neighbouring bytes (float) and
-// writes as many; the first ones also own a filter's shift. The numbers of the filters stay in the cache.
+// The weights (K, filters), K = KH KW C, and the bias with which A x + b is batch norm of A x: folded = w gamma / sigma
+// and shift = beta - mean gamma / sigma. A thread owns a weight, so that a warp reads and writes 128 neighbouring bytes
+// (float); the first ones also own a filter's shift. The numbers of the filters stay in the cache.
 KERNEL __launch_bounds__(THREADS)
 fold(const real* __restrict__ w, const real* __restrict__ gamma, const real* __restrict__ beta,
      const real* __restrict__ mean, const real* __restrict__ var, real* __restrict__ folded, real* __restrict__ shift,
