@@ -237,7 +237,8 @@ class UNet(nn.Module):
     def predict(self, x: np.ndarray) -> np.ndarray:
         """What `output` makes of the logits, as a NumPy array (N, OH, OW, classes), in prediction mode.
 
-        On a GPU, images of one size after the other are predicted by one graph of launches (`nn.Replayed`).
+        On a GPU the second of several batches of one size is recorded, and the others replay it (`nn.Replayed`). The
+        recording keeps its memory there until a batch of another size comes, or `nn.release_recordings`.
         """
         return self._prediction(self, as_float(x, self.head.weight.dtype))
 

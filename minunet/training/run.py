@@ -176,7 +176,11 @@ class Run:
 
     @property
     def waiting(self) -> float:
-        """The share of the time for learning, 0 to 1, in which a step waited for its batch; of this process alone."""
+        """The share of the time for learning, 0 to 1, in which a step waited for its batch; of this process alone.
+
+        A GPU may have computed meanwhile: there it is near 0 as long as batches come faster than the steps, and large
+        as soon as they come more slowly.
+        """
         return self._waited / (self._waited + self._computed) if self._waited else 0.0
 
     def epochs(self, on_step: Callable[[int, float], None] = lambda epoch, loss: None) -> Iterator[EpochResult]:
@@ -278,7 +282,7 @@ class Run:
         return np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=key))
 
     def _step(self, images: np.ndarray, masks: np.ndarray) -> Any:
-        """One step of the optimizer on one batch; the loss before it, where it was computed."""
+        """One step of the optimizer on one batch; the loss before it, on the device."""
         if self.config.schedule == "cosine":
             self.optimizer.lr = optim.cosine(self.optimizer.steps, self.config.epochs * len(self.batches),
                                              self.config.lr)
@@ -287,7 +291,7 @@ class Run:
         return loss
 
     def _take(self, results: tuple[Any, list[Any]]) -> Any:
-        """Give the parameters the gradients; the loss, which stays when they change."""
+        """Give the parameters their gradients; a copy of the loss, which the next step overwrites."""
         loss, gradients = results
         for parameter, gradient in zip(self.optimizer.parameters, gradients):
             parameter.grad = gradient
