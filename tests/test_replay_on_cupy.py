@@ -96,12 +96,13 @@ def test_arrays_on_the_gpu_are_copied_there(gpu):
     np.testing.assert_array_equal([first.get(), second.get()], [2 * x, 2 * x + 2])
 
 
-def test_a_capture_computes_nothing_and_frees_first(gpu):
+def test_a_capture_computes_nothing_and_frees_first(gpu, monkeypatch):
     fake = gpu()
+    monkeypatch.setattr(replay.gc, "collect", lambda: fake.gpu.log.append("collect"))
     recording = Recording(lambda x: x * 2, [np.ones(2)], "cuda")
-    assert fake.gpu.log == ["free", "begin", "end", "launch"]
+    assert fake.gpu.log == ["free", "collect", "begin", "end", "launch"]
     recording.replay(np.ones(2))
-    assert fake.gpu.log[4:] == ["launch"] and fake.allocator is None and len(fake.gpu.current) == 1
+    assert fake.gpu.log[5:] == ["launch"] and fake.allocator is None and len(fake.gpu.current) == 1
 
 
 def test_a_recordings_memory_is_told_and_goes_with_its_last_array(gpu):

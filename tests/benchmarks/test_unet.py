@@ -175,6 +175,26 @@ def test_steps_and_predictions_of_a_device(device, precision, monkeypatch):
     assert losses[0] == losses[1] and len(set(losses[0])) == len(losses[0])
 
 
+def test_a_gpu_is_timed_until_it_is_done_and_step_by_step(monkeypatch):
+    order, harness = [], room("harness")
+    timer = harness.WallTimer(lambda: order.append("wait"))
+    assert timer(lambda: order.append("run")) > 0 and order == ["wait", "run", "wait"]
+    steps = []
+
+    class Eight(harness.WallTimer):
+        def __call__(self, run):
+            run()
+            return 8.0
+
+    monkeypatch.setattr(sides, "PIPELINED", 4)
+    monkeypatch.setattr(sides, "WallTimer", Eight)
+    net = sides.OurNet(SMALL._replace(device="sim"))
+    monkeypatch.setattr(net, "step", lambda: steps.append(1))
+    monkeypatch.setattr(net, "prediction", lambda: None)
+    assert net.times("step", SHORT) == (2.0, 2.0) and len(steps) == 2 + 3 * 4      # and one warms up
+    assert net.times("prediction", SHORT) == (8.0, 8.0)
+
+
 def test_a_devices_gradients_in_float64(device):
     case = SMALL._replace(device=device)
     assert unet.relative(unet.our_gradients(case, True), unet.our_gradients(SMALL)) < unet.GRADIENTS
@@ -183,8 +203,9 @@ def test_a_devices_gradients_in_float64(device):
 def test_pytorch_computes_in_every_precision(torch):
     """Here on the CPU, which knows no TF32."""
     losses = {}
-    for precision in ("float32", "bf16"):
+    for precision in ("tf32", "float32", "bf16"):
         net = sides.TorchNet(SMALL._replace(precision=precision), "channels_last")
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
         net.load(UNet(3, 1, SMALL.base).state_dict())
         losses[precision] = np.array(net.first_losses())
         assert net.prediction().dtype == np.float32

@@ -257,3 +257,17 @@ def test_batch_norm_folded_into_weights(device, dtype, tolerance, shape):
         assert folded.dtype == shift.dtype == dtype
         assert_close(folded, w * scale, tolerance)
         assert_close(shift, beta - mean * scale, tolerance)
+
+
+def test_running_statistics_keep_their_dtype(device):
+    """Also beside a net whose parameters alone were converted."""
+    running = np.ones((2, 3), np.float32)
+    batch = np.full((2, 3), 3.0)
+
+    def update(running_mean, running_var, *batch):
+        norm.update_running(running_mean, running_var, *batch, momentum=0.5, count=2)
+        return running_mean, running_var
+
+    for found in (update(*running.copy(), *batch), computed(device, update, *running, *batch)):
+        assert [array.dtype for array in found] == [np.float32] * 2
+        np.testing.assert_array_equal(found, [[2] * 3, [3.5] * 3])

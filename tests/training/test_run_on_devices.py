@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from minunet import nn
+from minunet import UNet, functional, nn
+from minunet.backend import to_device
 from minunet.errors import UserError
 from minunet.nn import replayed
 from minunet.training import run as runs
@@ -86,7 +87,7 @@ def test_recordings_keep_no_memory_from_each_other(device, tmp_path, monkeypatch
     def alive():
         return sum(r._recording is not None for r in list(replayed._all))
 
-    run, at = made(tmp_path, device), []
+    run, at = made(tmp_path, device, batch=3), []          # the last batch, too, is a replay
     for name in ("_batches", "_save_last"):
         original = getattr(run, name)
         monkeypatch.setattr(run, name, lambda *a, original=original: (at.append(alive()), original(*a))[1])
@@ -94,3 +95,13 @@ def test_recordings_keep_no_memory_from_each_other(device, tmp_path, monkeypatch
     list(run.epochs())
     # as it begins; then in each epoch before the steps, before the calibration, and after the predictions
     assert at[:3] == [0, 0, 0] and at[4:6] == [0, 0]
+
+
+def test_a_loss_that_is_no_number_has_no_gradients_where_it_can_be_read(device):
+    for place in ("cpu", device):
+        model = UNet(1, 1, base=2, depth=1).to(place)
+        images, masks = (to_device(np.full((1, 4, 4, *more), np.nan if more else 1, np.float32), place)
+                         for more in ((1,), ()))
+        loss, gradients = runs._gradients(functional.loss_function("bce"), model.parameters(), model, images, masks)
+        assert np.isnan(to_device(loss, "cpu"))
+        assert {gradient is None for gradient in gradients} == {place == "cpu"}
