@@ -14,9 +14,9 @@ from tests.training.test_run import assert_same_state, scenes
 SETTINGS = dict(base=2, depth=1, crop=(16, 16), batch=2, epochs=2, dropout=0.2)
 
 
-def made(folder, device, **settings):
-    """A run of five steps an epoch, of which the last has one image only."""
-    return Run(scenes(11, (16, 16)), folder, RunConfig(**(SETTINGS | settings)), device=device)
+def made(folder, device, count=11, **settings):
+    """A run of four steps an epoch, of which the last has one image only."""
+    return Run(scenes(count, (16, 16)), folder, RunConfig(**(SETTINGS | settings)), device=device)
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_recordings_keep_no_memory_from_each_other(device, tmp_path, monkeypatch
     def alive():
         return sum(r._recording is not None for r in list(replayed._all))
 
-    run, at = made(tmp_path, device, batch=3), []          # the last batch, too, is a replay
+    run, at = made(tmp_path, device, count=14), []
+    assert len(run.batches) == 4 and len(run.batches.samples) == 8      # the last batch, too, is replayed
     for name in ("_batches", "_save_last"):
         original = getattr(run, name)
         monkeypatch.setattr(run, name, lambda *a, original=original: (at.append(alive()), original(*a))[1])
