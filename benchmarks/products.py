@@ -305,7 +305,7 @@ class OurProducts(Products):
 def matrices_of(layer: Layer, device: str, precision: str, weight: Any) -> Iterator[tuple[str, ConvMatrix, bool]]:
     """The matrix of a weight by each algorithm that takes the layer, and whether "auto" chooses that.
 
-    Tensor cores copy 4 channels at a time; Winograd's is for 3x3 windows of stride 1.
+    Tensor cores copy 4 or 8 channels at a time; Winograd's is for 3x3 windows of stride 1.
     """
     auto = ConvMatrix(weight, layer.geometry, layer.size, precision=precision).algorithm
     for algorithm in algorithms(device, precision):

@@ -23,6 +23,7 @@
 // many channels and filters are loaded at once: 16 bytes where these divide C (or F), else 1. They and the tile follow
 // from the shape (minunet/convolution/kernels.py).
 // variants: real=float TILE_M=128 TILE_N=128 TILE_K=8 THREAD_M=8 THREAD_N=8 CHANNEL_VECTOR=4 FILTER_VECTOR=4
+// variants: real=float TILE_M=256 TILE_N=64 TILE_K=8 THREAD_M=8 THREAD_N=8 CHANNEL_VECTOR=4 FILTER_VECTOR=4
 // variants: real=float TILE_M=128 TILE_N=64 TILE_K=8 THREAD_M=8 THREAD_N=4 CHANNEL_VECTOR=1|4 FILTER_VECTOR=1|4
 // variants: real=float TILE_M=256 TILE_N=32 TILE_K=8 THREAD_M=8 THREAD_N=4 CHANNEL_VECTOR=1|4 FILTER_VECTOR=1|4
 // variants: real=float TILE_M=256 TILE_N=8 TILE_K=8 THREAD_M=4 THREAD_N=2 CHANNEL_VECTOR=1|4 FILTER_VECTOR=1|4

@@ -11,37 +11,37 @@
 //     weight_grad  (i, j, channel)    filters      pixels of y         x under the windows      y
 //
 // where (i, j) is a position in the kernel. The column matrix a is never stored: an element is looked up in the image
-// when it is copied (taps.cuh: `under_window`, `window_over`), and is 0 outside of it. A product makes 2*M*N*K FLOP,
-// writes M*N*4 bytes and copies (M*K*N/TILE_N + K*N*M/TILE_M) * 4 bytes into its blocks: 32 FLOP for each byte copied
-// with 128 x 128 tiles, and most of them come out of the second-level cache. Operands are float32 in memory, rounded to
-// TF32 (or BF16, -DBF16=1) on the way into the tensor cores, which add up in float32.
+// when it is copied, and is 0 outside of it. Numbers are copied in 32-bit words: a float, which the tensor cores are
+// given as TF32, or with -DBF16=1 two neighbouring BF16 (bf16.cu makes them); sums and results are float32.
 //
-// A block of 4 warps owns TILE_M x TILE_N outputs, a warp a quarter of them, (TILE_M/2) x (TILE_N/2), in registers: as
-// 16 x 8 matrices of which each lane holds 4 numbers. K is walked in steps of TILE_K. STAGES tiles of a and b lie in
-// shared memory: one is multiplied while the next STAGES - 1 are on their way, 16 bytes a copy. Neighbouring threads
-// copy neighbouring 16 bytes along the channels: 128 bytes of a row with K inside, TILE_M*4 or TILE_N*4 with K outside.
-// So the numbers of channels and filters must be multiples of 4. They need not be multiples of a tile, nor need the
-// pixels: the rest of a tile is filled with zeros.
+// A product makes 2*M*N*K FLOP, writes M*N*4 bytes and copies M*K*N/TILE_N + K*N*M/TILE_M numbers into its blocks, most
+// of them out of the second-level cache: with 128 x 128 tiles 32 FLOP for a byte in TF32, 64 in BF16.
 //
-// A lane owns elements k = 2t and 2t + 1 of each 8 of K, t = lane % 4. (The order within K is ours, if it is the same
-// for a and b; so both precisions read the same pairs.) Two layouts of a tile, by the index that lies contiguous:
+// A block of 4 warps owns TILE_M x TILE_N outputs, a warp a part of at most 64 x 64, in registers. K is walked in lines
+// of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on their
+// way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. So the numbers of
+// channels and filters must be multiples of 4 (BF16: 8). They need not be multiples of a tile, nor need the pixels: the
+// rest of a tile is filled with zeros.
 //
-//     K inside    [rows][TILE_K]    a of forward and transposed, b of transposed: a pair is one 8-byte read
-//     K outside   [TILE_K][rows]    b of forward and weight_grad, a of weight_grad: a pair is two 4-byte reads
+// Two layouts of a tile, by the index that lies contiguous, and how a warp reads fragments from it (ptx.cuh):
 //
-// Shared memory has 32 banks of 4 bytes. Plain rows of 128 bytes or more would put all rows of a column into one bank,
-// so the 16-byte chunks of a row are exchanged: chunk c lies at c ^ 2r. Counted for TILE_K = 32: K inside, r = row % 4,
-// the 16 lanes of one half of a warp read rows g = 0..3, at chunks 2s and 2s + 1, which lie at (2s ^ 2g) and
-// (2s ^ 2g) + 1: 4 x 2 different chunks, all 32 banks once. K outside, r = k / 2 % 4 = t: the 32 lanes read 4 rows at
-// 2 neighbouring chunks each, again 8 different chunks. Copies write 8 chunks of a row, in any order: all banks once.
+//     K inside    [rows][32 words]    a of forward and transposed, b of transposed: ldmatrix
+//     K outside   [K][rows]           b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed; TF32,
+//                                     which it cannot transpose, word by word
+//
+// Shared memory has 32 banks of 4 bytes. Rows are multiples of 128 bytes, which would put a column into one bank. So
+// chunk c of row r lies at c ^ twist, with twist = 0, 2, 4, 6, 1, 3, 5, 7 for r % 8 = 0..7. ldmatrix reads a chunk of
+// each of 8 rows at a time: 8 different chunks, all banks once. Word by word, the lanes read 8 neighbouring words, 2
+// chunks, of each of 4 rows with r % 8 < 4, or r % 8 >= 4: again 8 different chunks. Copies write 8 chunks of a row.
 //
 // K may be cut into slices (blockIdx.y), whose partial sums conv_slices.cu adds up in a fixed order: that is how a
 // weight gradient, with few outputs and millions of pixels, fills a GPU. No atomics, so the same bits in every run.
 //
 // Sources: NVIDIA, CUTLASS, "Implicit GEMM Convolution"; Markidis et al., NVIDIA tensor core programmability (2018).
-// variants: TILE_M=128 TILE_N=128 TILE_K=32 STAGES=2 BF16=0; TILE_M=128 TILE_N=128 TILE_K=32 STAGES=2 BF16=1
-// variants: TILE_M=128 TILE_N=64 TILE_K=32 STAGES=3 BF16=0; TILE_M=128 TILE_N=64 TILE_K=32 STAGES=3 BF16=1
-// variants: TILE_M=64 TILE_N=64 TILE_K=32 STAGES=3 BF16=0; TILE_M=64 TILE_N=64 TILE_K=32 STAGES=3 BF16=1
+// variants: TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=0; TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=1
+// variants: TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=0; TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=1
+// variants: TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0; TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=1
+// variants: TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0; TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=1
 #include "common.cuh"
 #include "conv.cuh"
 #include "pointwise.cuh"
@@ -51,176 +51,227 @@
 #ifndef TILE_M
 #define TILE_M 128
 #define TILE_N 128
-#define TILE_K 32
+#define WARPS_M 2
 #define STAGES 2
 #define BF16 0
 #endif
 
-constexpr int BLOCK = 128;                              // threads: 2 x 2 warps
-constexpr int K_CHUNKS = TILE_K / 4, STEP = BF16 ? 16 : 8;  // 16-byte chunks of a row of K; what one mma takes of K
-constexpr int WARP_M = TILE_M / 2, WARP_N = TILE_N / 2, MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
+constexpr int BLOCK = 128;                              // threads: 4 warps, WARPS_M of them along M
+constexpr int PACK = BF16 ? 2 : 1;                      // numbers of a word
+constexpr int CHUNK = 4 * PACK;                         // numbers of a copy
+constexpr int LINE = 32, LINE_CHUNKS = LINE / 4;        // words of K that are multiplied at a time
+constexpr int TILE_K = LINE * PACK;
+constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / (4 / WARPS_M), MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
-static_assert(TILE_M % 32 == 0 && TILE_N % 32 == 0 && TILE_K % 32 == 0 && STAGES >= 2, "a tile that has no layout");
+static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
+static_assert(BLOCK % (TILE_M / CHUNK) == 0 && BLOCK % (TILE_N / CHUNK) == 0, "chunks of a row do not fit the threads");
+static_assert(STAGES >= 2, "nothing to copy into while a tile is multiplied");
 
-enum Product { FORWARD, TRANSPOSED, WEIGHT_GRAD };
+enum Product { FORWARD, TRANSPOSED, TRANSPOSED_STRIDED, WEIGHT_GRAD };
+
+constexpr bool is_transposed(Product p) { return p == TRANSPOSED || p == TRANSPOSED_STRIDED; }
 
 // ---- tiles in shared memory
 
+// How chunks of a row are exchanged.
+__device__ __forceinline__ int twist(int row) { return row % 4 * 2 + row / 4 % 2; }
+
+// The word at which a chunk begins; the rows of a tile are WIDTH words long.
 template <int WIDTH>
-__device__ __forceinline__ int place(int row, int chunk, int r) { return row * WIDTH + (chunk ^ 2 * (r % 4)) * 4; }
+__device__ __forceinline__ int place(int row, int chunk) { return row * WIDTH + (chunk ^ twist(row)) * 4; }
 
-// Where a 16-byte chunk of a tile lies. K inside: of row `row`, elements 4 * chunk of K; K outside: of row `row` of K.
-__device__ __forceinline__ int inside_at(int row, int chunk) { return place<TILE_K>(row, chunk, row); }
-
-template <int ROWS>
-__device__ __forceinline__ int outside_at(int row, int chunk) { return place<ROWS>(row, chunk, row / 2); }
-
-// Elements k and k + 1 of a row; k is even.
+// A warp's part of a tile of a or b, from row `first` on.
 template <bool K_INSIDE, int ROWS>
-__device__ __forceinline__ float2 pair(const float* tile, int row, int k)
+struct Part {
+    static constexpr int WIDTH = K_INSIDE ? LINE : ROWS / PACK;
+    const unsigned* tile;
+    int first, lane;
+
+    // The fragments of 16 rows at words 8 * step to 8 * step + 7 of the line, row g or g + 8, word t or t + 4:
+    //     as a of one product      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
+    //     as b of two products     (g, t), (g, t + 4), (g + 8, t), (g + 8, t + 4)
+    template <bool AS_A>
+    __device__ __forceinline__ void read(unsigned (&fragments)[4], int rows, int step) const
+    {
+        const int matrix = lane / 8, lower = AS_A ? matrix % 2 : matrix / 2, right = AS_A ? matrix / 2 : matrix % 2;
+        const int row = first + rows;
+        if (K_INSIDE) {             // rows of the tile, and of the matrices, are 8 apart: they have the lane's twist
+            ldmatrix(fragments, &tile[(row + 8 * lower + lane % 8) * WIDTH + (right ^ twist(lane) ^ 2 * step) * 4]);
+        } else if (BF16) {
+            const int k = 16 * step + 8 * right + lane % 8, chunk = row / 8 + lower;
+            ldmatrix_transposed(fragments, &tile[k * WIDTH + (chunk ^ twist(lane)) * 4]);
+        } else {
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int k = 8 * step + 4 * (AS_A ? i / 2 : i % 2) + lane % 4;
+                const int of = row + 8 * (AS_A ? i % 2 : i / 2) + lane / 4;
+                fragments[i] = tile[place<WIDTH>(k, of / 4) + of % 4];
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (!BF16) fragments[i] = to_tf32(__uint_as_float(fragments[i]));
+    }
+};
+
+// ---- where copies read
+
+// An index into the image, and its row and column there: that of a window or pixel, or what a tap adds to it.
+struct Spot { int index, row, column; };
+
+// PRODUCT's rows are pixels of x, moved over y by the padding, where it is transposed, and windows of y over x if not.
+template <Product PRODUCT>
+__device__ __forceinline__ Spot spot_of(const Conv& s, Pixel at)
 {
-    if (K_INSIDE) return *reinterpret_cast<const float2*>(&tile[inside_at(row, k / 4) + k % 4]);
-    const float* first = &tile[outside_at<ROWS>(k, row / 4) + row % 4];     // k + 1 is exchanged as k is
-    return make_float2(first[0], first[ROWS]);
+    if (at.image >= s.images) return {0, NOWHERE, 0};
+    at = is_transposed(PRODUCT) ? from_padding(s, at) : corner_of(s, at);
+    if (PRODUCT == TRANSPOSED_STRIDED) return {at.image, at.row, at.column};
+    if (PRODUCT == TRANSPOSED)
+        return {((at.image * s.out_height + at.row) * s.out_width + at.column) * s.filters, at.row, at.column};
+    return {((at.image * s.height + at.row) * s.width + at.column) * s.channels, at.row, at.column};
 }
 
-__device__ __forceinline__ void copy(float* to, const float* from, int index)
+template <Product PRODUCT>
+__device__ __forceinline__ Spot spot_of(const Conv& s, Tap tap)
 {
-    cp_async16(to, from + (index < 0 ? 0 : index), index >= 0);
+    if (tap.i >= s.kernel_h) return {0, NOWHERE, 0};
+    const int row = tap.i * s.dilation_h, column = tap.j * s.dilation_w;
+    if (PRODUCT == TRANSPOSED_STRIDED) return {tap.channel, -row, -column};
+    if (PRODUCT == TRANSPOSED) return {tap.channel - (row * s.out_width + column) * s.filters, -row, -column};
+    return {tap.channel + (row * s.width + column) * s.channels, row, column};
+}
+
+__device__ __forceinline__ void copy(unsigned* to, const unsigned* from, int index, bool inside)
+{
+    cp_async16(to, reinterpret_cast<const char*>(from) + (long long)index * (4 / PACK), inside);
+}
+
+// A chunk of the image at both together, or zeros outside of it.
+template <Product PRODUCT>
+__device__ __forceinline__ void copy_at(unsigned* to, const unsigned* image, const Conv& s, const Spot& at,
+                                        const Spot& tap)
+{
+    const int row = at.row + tap.row, column = at.column + tap.column;
+    if (PRODUCT == TRANSPOSED_STRIDED) {
+        const int oh = window_at(row, s.stride_h, s.out_height), ow = window_at(column, s.stride_w, s.out_width);
+        const int index = ((at.index * s.out_height + oh) * s.out_width + ow) * s.filters + tap.index;
+        copy(to, image, index, oh >= 0 && ow >= 0);
+    } else {
+        const int height = PRODUCT == TRANSPOSED ? s.out_height : s.height;
+        const int width = PRODUCT == TRANSPOSED ? s.out_width : s.width;
+        copy(to, image, at.index + tap.index, within(row, height) && within(column, width));
+    }
 }
 
 // ---- the matrix product
 
-struct Walk { Tap tap; Pixel pixel; int k; };           // where a thread's next copies begin
+// Where this thread's next copies begin: its tap of a, which stays where K is pixels; the tile's first k; which spots
+// in shared memory are those of the rows of a, which stay where K is taps; and where K is pixels, one of them.
+struct Walk { Tap tap; int k, spots; Pixel pixel; };
 
 template <Product PRODUCT>
-__device__ __forceinline__ Walk start(const Conv& s, int k, int m)
+__device__ __forceinline__ int4 packed_spot(const Conv& s, const Pixel& pixel)
 {
-    if (PRODUCT == WEIGHT_GRAD) {
-        const int chunk = threadIdx.x % (TILE_M / 4), row = threadIdx.x / (TILE_M / 4);
-        return {tap_at(m + 4 * chunk, s.channels, s.kernel_w), pixel_at(k + row, s.out_height, s.out_width), k};
-    }
-    const int depth = PRODUCT == FORWARD ? s.channels : s.filters, chunk = threadIdx.x % K_CHUNKS;
-    return {tap_at(k + 4 * chunk, depth, s.kernel_w), {0, 0, 0}, k};
+    const Spot spot = spot_of<PRODUCT>(s, pixel);
+    return make_int4(spot.index, spot.row, spot.column, 0);
 }
 
-// The tile of a. Its rows are pixels with K inside, each thread at one tap; or of K outside, each thread at one of M.
 template <Product PRODUCT>
-__device__ __forceinline__ void copy_a(float* tile, const float* a, const Conv& s, Walk& walk, const int4* pixels)
+__device__ __forceinline__ Walk start(const Conv& s, int4* spots, int k, int m)
 {
     if (PRODUCT == WEIGHT_GRAD) {
-        constexpr int CHUNKS = TILE_M / 4, ROWS = BLOCK / CHUNKS;       // a row of K, and how many are copied at a time
-        const int chunk = threadIdx.x % CHUNKS;
-        #pragma unroll
-        for (int i = 0; i < TILE_K / ROWS; i++) {
-            const int row = threadIdx.x / CHUNKS + i * ROWS;
-            copy(&tile[outside_at<TILE_M>(row, chunk)], a, under_window(s, corner_of(s, walk.pixel), walk.tap));
-            advance(walk.pixel, ROWS, s.out_height, s.out_width);
-        }
-        return;
+        const Pixel pixel = pixel_at(k + threadIdx.x, s.out_height, s.out_width);
+        if (threadIdx.x < TILE_K) spots[threadIdx.x] = packed_spot<PRODUCT>(s, pixel);
+        return {tap_at(m + threadIdx.x % (TILE_M / CHUNK) * CHUNK, s.channels, s.kernel_w), k, 0, pixel};
     }
-    const int chunk = threadIdx.x % K_CHUNKS;
+    const int height = is_transposed(PRODUCT) ? s.height : s.out_height;
+    const int width = is_transposed(PRODUCT) ? s.width : s.out_width;
+    for (int row = threadIdx.x; row < TILE_M; row += BLOCK)
+        spots[row] = packed_spot<PRODUCT>(s, pixel_at(m + row, height, width));
+    const int depth = is_transposed(PRODUCT) ? s.filters : s.channels;
+    return {tap_at(k + threadIdx.x % LINE_CHUNKS * CHUNK, depth, s.kernel_w), k, 0, {0, 0, 0}};
+}
+
+// After a barrier. Neighbouring threads copy neighbouring chunks: of a row with K inside, of a row of K with K outside.
+template <Product PRODUCT>
+__device__ __forceinline__ void copy_a(unsigned* tile, const unsigned* a, const Conv& s, const Walk& walk,
+                                       const int4* spots)
+{
+    constexpr bool K_INSIDE = PRODUCT != WEIGHT_GRAD;
+    constexpr int CHUNKS = K_INSIDE ? LINE_CHUNKS : TILE_M / CHUNK, ROWS = BLOCK / CHUNKS;
+    const int chunk = threadIdx.x % CHUNKS;
+    const Spot tap = spot_of<PRODUCT>(s, walk.tap);
     #pragma unroll
-    for (int i = 0; i < TILE_M * K_CHUNKS / BLOCK; i++) {
-        const int row = threadIdx.x / K_CHUNKS + i * (BLOCK / K_CHUNKS);
-        const int4 at = pixels[row];
-        const Pixel pixel = {at.x, at.y, at.z};
-        const int index = PRODUCT == FORWARD ? under_window(s, pixel, walk.tap) : window_over(s, pixel, walk.tap);
-        copy(&tile[inside_at(row, chunk)], a, index);
+    for (int i = 0; i < (K_INSIDE ? TILE_M : TILE_K) / ROWS; i++) {
+        const int row = threadIdx.x / CHUNKS + i * ROWS;
+        const int4 at = spots[walk.spots + row];
+        copy_at<PRODUCT>(&tile[place<K_INSIDE ? LINE : TILE_M / PACK>(row, chunk)], a, s, {at.x, at.y, at.z}, tap);
     }
 }
 
 // The tile of b: rows of the weight (forward) or of y (weight_grad), or the weight with filters inside (transposed).
 template <Product PRODUCT>
-__device__ __forceinline__ void copy_b(float* tile, const float* b, const Conv& s, const Walk& walk, int n, int k_count)
+__device__ __forceinline__ void copy_b(unsigned* tile, const unsigned* b, const Conv& s, const Walk& walk, int n,
+                                       int k_count)
 {
-    if (PRODUCT == TRANSPOSED) {
-        const int chunk = threadIdx.x % K_CHUNKS, position = walk.tap.i * s.kernel_w + walk.tap.j;
-        #pragma unroll
-        for (int i = 0; i < TILE_N * K_CHUNKS / BLOCK; i++) {
-            const int row = threadIdx.x / K_CHUNKS + i * (BLOCK / K_CHUNKS);
-            const bool inside = walk.tap.i < s.kernel_h && n + row < s.channels;
-            const int index = inside ? (position * s.channels + n + row) * s.filters + walk.tap.channel : -1;
-            copy(&tile[inside_at(row, chunk)], b, index);
-        }
-        return;
-    }
-    constexpr int CHUNKS = TILE_N / 4;
-    const int chunk = threadIdx.x % CHUNKS, column = n + 4 * chunk;
+    constexpr bool K_INSIDE = is_transposed(PRODUCT);
+    constexpr int CHUNKS = K_INSIDE ? LINE_CHUNKS : TILE_N / CHUNK, ROWS = BLOCK / CHUNKS;
+    const int chunk = threadIdx.x % CHUNKS, column = K_INSIDE ? walk.tap.channel : n + chunk * CHUNK;
+    const int position = K_INSIDE ? walk.tap.i * s.kernel_w + walk.tap.j : 0;
+    const bool inside = K_INSIDE ? walk.tap.i < s.kernel_h : column < s.filters;
+    const int first = K_INSIDE ? position * s.channels + n : walk.k;
+    const int rows = K_INSIDE ? s.channels - n : k_count - walk.k;
     #pragma unroll
-    for (int i = 0; i < TILE_K * CHUNKS / BLOCK; i++) {
-        const int row = threadIdx.x / CHUNKS + i * (BLOCK / CHUNKS);
-        const bool inside = walk.k + row < k_count && column < s.filters;
-        copy(&tile[outside_at<TILE_N>(row, chunk)], b, inside ? (walk.k + row) * s.filters + column : -1);
+    for (int i = 0; i < (K_INSIDE ? TILE_N : TILE_K) / ROWS; i++) {
+        const int row = threadIdx.x / CHUNKS + i * ROWS;
+        copy(&tile[place<K_INSIDE ? LINE : TILE_N / PACK>(row, chunk)], b, (first + row) * s.filters + column,
+             inside && row < rows);
     }
 }
 
 template <Product PRODUCT>
-__device__ __forceinline__ void next(Walk& walk, const Conv& s)
+__device__ __forceinline__ void advance(Walk& walk, const Conv& s, int4* spots)
 {
     walk.k += TILE_K;
-    if (PRODUCT == FORWARD) advance(walk.tap, TILE_K, s.channels, s.kernel_w);
-    if (PRODUCT == TRANSPOSED) advance(walk.tap, TILE_K, s.filters, s.kernel_w);
+    if (PRODUCT != WEIGHT_GRAD) {
+        advance(walk.tap, TILE_K, is_transposed(PRODUCT) ? s.filters : s.channels, s.kernel_w);
+    } else {                    // into the other half, which everybody has read before the last barrier
+        walk.spots ^= TILE_K;
+        advance(walk.pixel, TILE_K, s.out_height, s.out_width);
+        if (threadIdx.x < TILE_K) spots[walk.spots + threadIdx.x] = packed_spot<PRODUCT>(s, walk.pixel);
+    }
 }
 
-// The fragments of one mma: rows `row` and `row + 8` of a, row `row` of b, at this lane's elements of K.
-template <bool K_INSIDE>
-__device__ __forceinline__ void fragment_a(unsigned (&a)[4], const float* tile, int row, int k)
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
 {
-    const float2 upper = pair<K_INSIDE, TILE_M>(tile, row, k), lower = pair<K_INSIDE, TILE_M>(tile, row + 8, k);
 #if BF16
-    const float2 upper2 = pair<K_INSIDE, TILE_M>(tile, row, k + 8);
-    const float2 lower2 = pair<K_INSIDE, TILE_M>(tile, row + 8, k + 8);
-    a[0] = pack_bf16(upper.x, upper.y);
-    a[1] = pack_bf16(lower.x, lower.y);
-    a[2] = pack_bf16(upper2.x, upper2.y);
-    a[3] = pack_bf16(lower2.x, lower2.y);
+    mma_m16n8k16_bf16(d, a, b);
 #else
-    a[0] = to_tf32(upper.x);
-    a[1] = to_tf32(lower.x);
-    a[2] = to_tf32(upper.y);
-    a[3] = to_tf32(lower.y);
+    mma_m16n8k8_tf32(d, a, b);
 #endif
 }
 
-template <bool K_INSIDE>
-__device__ __forceinline__ void fragment_b(unsigned (&b)[2], const float* tile, int row, int k)
-{
-    const float2 first = pair<K_INSIDE, TILE_N>(tile, row, k);
-#if BF16
-    const float2 second = pair<K_INSIDE, TILE_N>(tile, row, k + 8);
-    b[0] = pack_bf16(first.x, first.y);
-    b[1] = pack_bf16(second.x, second.y);
-#else
-    b[0] = to_tf32(first.x);
-    b[1] = to_tf32(first.y);
-#endif
-}
-
-// sums += tile of a times tile of b, for this warp's quarter.
+// sums += tile of a times tile of b, for this warp's part.
 template <Product PRODUCT>
-__device__ __forceinline__ void multiply(float (&sums)[MMAS_M][MMAS_N][4], const float* tile_a, const float* tile_b)
+__device__ __forceinline__ void multiply(float (&sums)[MMAS_M][MMAS_N][4], const unsigned* tile_a,
+                                         const unsigned* tile_b)
 {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int row_a = warp / 2 * WARP_M + g, row_b = warp % 2 * WARP_N + g;
-    // unrolled, BF16 with K outside, whose pairs are 4 reads, would hold all of a thread's 255 registers
-    constexpr int UNROLLED = PRODUCT == WEIGHT_GRAD && BF16 ? 1 : TILE_K / STEP;
-    #pragma unroll UNROLLED
-    for (int k = 0; k < TILE_K; k += STEP) {
-        unsigned b[MMAS_N][2];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const Part<PRODUCT != WEIGHT_GRAD, TILE_M> left = {tile_a, warp % WARPS_M * WARP_M, lane};
+    const Part<is_transposed(PRODUCT), TILE_N> right = {tile_b, warp / WARPS_M * WARP_N, lane};
+    #pragma unroll
+    for (int step = 0; step < LINE / 8; step++) {
+        unsigned b[MMAS_N / 2][4];
         #pragma unroll
-        for (int j = 0; j < MMAS_N; j++) fragment_b<PRODUCT == TRANSPOSED>(b[j], tile_b, row_b + 8 * j, k + 2 * t);
+        for (int j = 0; j < MMAS_N / 2; j++) right.template read<false>(b[j], 16 * j, step);
         #pragma unroll
         for (int i = 0; i < MMAS_M; i++) {
             unsigned a[4];
-            fragment_a<PRODUCT != WEIGHT_GRAD>(a, tile_a, row_a + 16 * i, k + 2 * t);
+            left.template read<true>(a, 16 * i, step);
             #pragma unroll
             for (int j = 0; j < MMAS_N; j++) {
-#if BF16
-                mma_m16n8k16_bf16(sums[i][j], a, b[j]);
-#else
-                mma_m16n8k8_tf32(sums[i][j], a, b[j]);
-#endif
+                const unsigned column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+                mma(sums[i][j], a, column);
             }
         }
     }
@@ -228,32 +279,23 @@ __device__ __forceinline__ void multiply(float (&sums)[MMAS_M][MMAS_N][4], const
 
 // The sums over this block's slice of K, slice_k long, for its tile of (M, N) at (m, n).
 template <Product PRODUCT>
-__device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const float* a, const float* b, const Conv& s,
-                                        int m, int n, int k_count, int slice_k)
+__device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const unsigned* a,
+                                        const unsigned* b, const Conv& s, int m, int n, int k_count, int slice_k)
 {
-    extern __shared__ __align__(16) float shared[];
-    constexpr int A_SIZE = TILE_M * TILE_K, STAGE_SIZE = A_SIZE + TILE_N * TILE_K;
-    int4* pixels = reinterpret_cast<int4*>(&shared[STAGES * STAGE_SIZE]);   // image, row, column of the rows of a
-    if (PRODUCT != WEIGHT_GRAD) {
-        for (int row = threadIdx.x; row < TILE_M; row += BLOCK) {
-            const bool windows = PRODUCT == FORWARD;
-            const int height = windows ? s.out_height : s.height, width = windows ? s.out_width : s.width;
-            const Pixel p = pixel_at(m + row, height, width);
-            const Pixel at = windows ? corner_of(s, p) : from_padding(s, p);
-            pixels[row] = make_int4(at.image, at.row, at.column, 0);
-        }
-        __syncthreads();
-    }
+    extern __shared__ __align__(16) unsigned shared[];
+    constexpr int A_SIZE = TILE_M * LINE, STAGE_SIZE = A_SIZE + TILE_N * LINE;
+    int4* spots = reinterpret_cast<int4*>(&shared[STAGES * STAGE_SIZE]);
     const int k_first = blockIdx.y * slice_k, k_end = min(k_count, k_first + slice_k);
     const int tiles = (k_end - k_first + TILE_K - 1) / TILE_K;
-    Walk walk = start<PRODUCT>(s, k_first, m);
+    Walk walk = start<PRODUCT>(s, spots, k_first, m);
     auto copy_tile = [&](int stage) {
-        float* tile = &shared[stage * STAGE_SIZE];
+        unsigned* tile = &shared[stage * STAGE_SIZE];
         copy_b<PRODUCT>(tile + A_SIZE, b, s, walk, n, k_count);
-        copy_a<PRODUCT>(tile, a, s, walk, pixels);
-        next<PRODUCT>(walk, s);
+        copy_a<PRODUCT>(tile, a, s, walk, spots);
+        advance<PRODUCT>(walk, s, spots);
     };
     for (int stage = 0; stage < STAGES - 1; stage++) {
+        __syncthreads();                                // the spots are there
         if (stage < tiles) copy_tile(stage);
         cp_async_commit();
     }
@@ -280,8 +322,8 @@ __device__ __forceinline__ void each_pair(const float (&sums)[MMAS_M][MMAS_N][4]
                                           int n_count, Store store)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    m += warp / 2 * WARP_M + g;
-    n += warp % 2 * WARP_N + 2 * t;
+    m += warp % WARPS_M * WARP_M + g;
+    n += warp / WARPS_M * WARP_N + 2 * t;
     #pragma unroll
     for (int j = 0; j < MMAS_N; j++) {
         #pragma unroll
@@ -297,11 +339,16 @@ __device__ __forceinline__ void each_pair(const float (&sums)[MMAS_M][MMAS_N][4]
 }
 
 __device__ __forceinline__ void store_pair(float* y, float2 value) { *reinterpret_cast<float2*>(y) = value; }
-__device__ __forceinline__ float2 load_pair(const float* x) { return *reinterpret_cast<const float2*>(x); }
+
+__device__ __forceinline__ float2 plus(float2 value, const float* bias)
+{
+    const float2 b = *reinterpret_cast<const float2*>(bias);
+    return make_float2(value.x + b.x, value.y + b.y);
+}
 
 // y = A x [+ bias] [then ReLU]; with several slices y is (slices, pixels, filters), and has neither.
 KERNEL __launch_bounds__(BLOCK, 2)
-conv_forward(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+conv_forward(const unsigned* __restrict__ x, const unsigned* __restrict__ weight, const float* __restrict__ bias,
              float* __restrict__ y, Conv s, int with_bias, int with_relu, int slice_k)
 {
     const int m_count = s.images * s.out_height * s.out_width, n_count = s.filters;
@@ -309,13 +356,10 @@ conv_forward(const float* __restrict__ x, const float* __restrict__ weight, cons
     float sums[MMAS_M][MMAS_N][4] = {};
     product<FORWARD>(sums, x, weight, s, m, n, s.kernel_h * s.kernel_w * s.channels, slice_k);
     float* slice = y + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 sum) {
-        if (with_bias) {
-            const float2 b = load_pair(bias + column);
-            sum = make_float2(sum.x + b.x, sum.y + b.y);
-        }
-        if (with_relu) sum = make_float2(relu_of(sum.x), relu_of(sum.y));
-        store_pair(&slice[(size_t)row * n_count + column], sum);
+    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
+        if (with_bias) pair = plus(pair, bias + column);
+        if (with_relu) pair = make_float2(relu_of(pair.x), relu_of(pair.y));
+        store_pair(&slice[(size_t)row * n_count + column], pair);
     });
 }
 
@@ -325,40 +369,41 @@ conv_forward(const float* __restrict__ x, const float* __restrict__ weight, cons
 // filters alone. That is a 1 x 1 convolution, with patch_h*patch_w*C channels, whose numbers are stored as patches:
 // s is the shape of that 1 x 1 convolution. Otherwise patch_h = patch_w = 1.
 KERNEL __launch_bounds__(BLOCK, 2)
-conv_transposed(const float* __restrict__ y, const float* __restrict__ weight, const float* __restrict__ bias,
+conv_transposed(const unsigned* __restrict__ y, const unsigned* __restrict__ weight, const float* __restrict__ bias,
                 float* __restrict__ x, Conv s, int patch_h, int patch_w, int with_bias, int slice_k)
 {
     const int m_count = s.images * s.height * s.width, n_count = s.channels, channels = n_count / (patch_h * patch_w);
-    const int m = tile_m(n_count), n = tile_n(n_count);
+    const int m = tile_m(n_count), n = tile_n(n_count), k_count = s.kernel_h * s.kernel_w * s.filters;
     float sums[MMAS_M][MMAS_N][4] = {};
-    product<TRANSPOSED>(sums, y, weight, s, m, n, s.kernel_h * s.kernel_w * s.filters, slice_k);
+    if (s.stride_h == 1 && s.stride_w == 1)
+        product<TRANSPOSED>(sums, y, weight, s, m, n, k_count, slice_k);
+    else
+        product<TRANSPOSED_STRIDED>(sums, y, weight, s, m, n, k_count, slice_k);
     float* slice = x + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 sum) {
+    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
         const Tap at = tap_at(column, channels, patch_w);               // of the patch, and the channel in x
-        if (with_bias) {
-            const float2 b = load_pair(bias + at.channel);
-            sum = make_float2(sum.x + b.x, sum.y + b.y);
-        }
+        if (with_bias) pair = plus(pair, bias + at.channel);
         if (patch_h * patch_w > 1) {
             const int line = row / s.width, w = row % s.width;          // line: of all images, one below the other
             const size_t pixel = ((size_t)line * patch_h + at.i) * s.width * patch_w + w * patch_w + at.j;
-            store_pair(&slice[pixel * channels + at.channel], sum);
+            store_pair(&slice[pixel * channels + at.channel], pair);
         } else {
-            store_pair(&slice[(size_t)row * n_count + column], sum);
+            store_pair(&slice[(size_t)row * n_count + column], pair);
         }
     });
 }
 
 // dw = the gradient of <y, A x> with respect to the weight; with several slices dw is (slices, KH, KW, C, F).
 KERNEL __launch_bounds__(BLOCK, 2)
-conv_weight_grad(const float* __restrict__ x, const float* __restrict__ y, float* __restrict__ dw, Conv s, int slice_k)
+conv_weight_grad(const unsigned* __restrict__ x, const unsigned* __restrict__ y, float* __restrict__ dw, Conv s,
+                 int slice_k)
 {
     const int m_count = s.kernel_h * s.kernel_w * s.channels, n_count = s.filters;
     const int m = tile_m(n_count), n = tile_n(n_count);
     float sums[MMAS_M][MMAS_N][4] = {};
     product<WEIGHT_GRAD>(sums, x, y, s, m, n, s.images * s.out_height * s.out_width, slice_k);
     float* slice = dw + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 sum) {
-        store_pair(&slice[(size_t)row * n_count + column], sum);
+    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
+        store_pair(&slice[(size_t)row * n_count + column], pair);
     });
 }

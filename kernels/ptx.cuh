@@ -51,6 +51,23 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Four 8 x 8 matrices of 2-byte elements from shared memory, a lane a row of 16 bytes: lane l says where row l % 8 of
+// matrix l / 8 lies. d[i] of a lane is word t of row g of matrix i: elements 2t and 2t + 1, or one TF32.
+__device__ __forceinline__ void ldmatrix(unsigned (&d)[4], const void* row)
+{
+    const unsigned address = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address) : "memory");
+}
+
+// The same, transposed: d[i] of a lane is column g of matrix i, elements 2t and 2t + 1.
+__device__ __forceinline__ void ldmatrix_transposed(unsigned (&d)[4], const void* row)
+{
+    const unsigned address = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address) : "memory");
+}
+
 // Start to copy 16 bytes from global to shared memory, both aligned to 16, past the registers and the first-level
 // cache; where not ok, nothing is read and zeros are written.
 __device__ __forceinline__ void cp_async16(void* shared, const void* global, bool ok = true)

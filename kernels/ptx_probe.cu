@@ -62,6 +62,28 @@ probe_mma_bf16(const float* __restrict__ a, const float* __restrict__ b, float* 
     store(d, y);
 }
 
+// y[i][lane] = a lane's word of matrix i of x (4, 8, 4 words).
+template <bool TRANSPOSED>
+__device__ __forceinline__ void read_matrices(const unsigned* x, unsigned* y)
+{
+    __shared__ __align__(16) unsigned rows[32][4];
+    const int lane = threadIdx.x;
+    for (int i = 0; i < 4; i++) rows[lane][i] = x[4 * lane + i];
+    __syncwarp();
+    unsigned d[4];
+    if (TRANSPOSED)
+        ldmatrix_transposed(d, rows[lane]);
+    else
+        ldmatrix(d, rows[lane]);
+    for (int i = 0; i < 4; i++) y[32 * i + lane] = d[i];
+}
+
+KERNEL __launch_bounds__(32)
+probe_ldmatrix(const unsigned* __restrict__ x, unsigned* __restrict__ y) { read_matrices<false>(x, y); }
+
+KERNEL __launch_bounds__(32)
+probe_ldmatrix_transposed(const unsigned* __restrict__ x, unsigned* __restrict__ y) { read_matrices<true>(x, y); }
+
 // y (2, 128): x's first `count` numbers (a multiple of 4), then zeros, by two groups of copies, each read by the lane
 // beside the one that copied it.
 KERNEL __launch_bounds__(32)

@@ -40,7 +40,8 @@ class Tile(NamedTuple):
 
 
 WIDE = Tile(128, 128, 8, 8, 8)
-MIDDLE = Tile(128, 64, 8, 8, 4)     # 64 filters, odd channels, double
+TALL = Tile(256, 64, 8, 8, 8)       # up to 64 filters
+MIDDLE = Tile(128, 64, 8, 8, 4)     # odd channels, double, or few rows
 NARROW = Tile(256, 32, 8, 8, 4)     # up to 32 results a pixel: a head with many classes
 HEAD = Tile(256, 8, 8, 4, 2)        # up to 8: a head with few classes, the gradient of an RGB image
 FLAT = Tile(32, 64, 16, 2, 4)       # weight gradient of the first layer: 9 or 27 rows
@@ -54,7 +55,7 @@ DEFINES = ("TILE_M", "TILE_N", "TILE_K", "THREAD_M", "THREAD_N", "CHANNEL_VECTOR
 def tile_for(rows: int, columns: int, by_four: bool) -> Tile:
     """The tile for a product of rows x columns results: one that wastes few of its threads on results beyond them.
 
-    by_four: whether all is loaded four numbers at a time. The widest tile has no registers left for anything else.
+    by_four: whether all is loaded four numbers at a time. The largest tiles have no registers left for anything else.
     """
     if columns <= 8:
         return TINY if rows <= 1024 else HEAD
@@ -62,7 +63,9 @@ def tile_for(rows: int, columns: int, by_four: bool) -> Tile:
         return SLIM if rows <= 1024 else NARROW
     if rows <= 32:
         return FLAT
-    return WIDE if columns > 64 and by_four else MIDDLE
+    if not by_four or columns <= 64 and rows < 2048:
+        return MIDDLE
+    return WIDE if columns > 64 else TALL
 
 
 def slices_for(tiles: int, depth: int) -> int:

@@ -179,12 +179,12 @@ class ConvMatrix:
         if self.device == "cpu":
             return self._choose_on_cpu(algorithm)
         rounded = self.precision in tensor_cores.PRECISIONS
-        fits = tensor_cores.fits(*self.weight.shape[2:])
+        fits = rounded and tensor_cores.fits(*self.weight.shape[2:], self.precision)
         if algorithm == "auto":
-            return "tensorcore" if rounded and fits else "implicit"
-        if algorithm == "tensorcore" and not (rounded and fits):
+            return "tensorcore" if fits else "implicit"
+        if algorithm == "tensorcore" and not fits:
             raise ValueError("algorithm 'tensorcore' needs precision 'tf32' or 'bf16', and numbers of channels and "
-                             f"filters that it can copy 16 bytes at a time (multiples of 4); got precision "
+                             f"filters that it can copy 16 bytes at a time (multiples of 4, bf16 of 8); got precision "
                              f"{self.precision!r}, {self.weight.shape[2]} channels and {self.weight.shape[3]} filters")
         if algorithm != "tensorcore" and rounded:
             raise ValueError(f"algorithm {algorithm!r} computes in float32 or float64; got precision "

@@ -1,7 +1,8 @@
 """Rung 4: the three products on tensor cores, by kernels/conv_tensorcore.cu.
 
-float32 arrays on a GPU or the simulated one, channels last; the operands are rounded to TF32 (10 bits of fraction, ties
-away from zero) or BF16 (7 bits, ties to even) where they enter the tensor cores, which add up in float32.
+float32 arrays on a GPU or the simulated one, channels last. The operands are rounded to TF32 (10 bits of fraction, ties
+away from zero) where they enter the tensor cores, or beforehand to BF16 (7 bits, ties to even), two in a word, so that
+half as many bytes are copied. Sums and results are float32.
 
 What is decided here, from the shape alone, so that every device computes the same sums in the same order:
 the tile that a block owns, and into how many slices the sum is cut.
@@ -19,32 +20,48 @@ from minunet.cuda import launch
 from minunet.geometry import Geometry, Pair
 
 PRECISIONS = ("tf32", "bf16")
-COPY = 4                    # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
+COPY = {"tf32": 4, "bf16": 8}       # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
+LINE = 128                  # bytes of K that a block multiplies at a time
 BLOCKS = 264                # what a large GPU holds at a time, 2 on each of 132 multiprocessors; below, the sum is cut
 STEPS = 8                   # but a slice is at least so many tiles long
+WASTE = 1.25                # a tile covers at most so many times as many results as the tile that covers the fewest
 IMAGE_SLICES = 4            # of forward and transposed, whose slices are as large as an image
 
 
 class Tile(NamedTuple):
-    """What a block of conv_tensorcore.cu owns, and how many of its tiles lie in shared memory at a time."""
+    """What a block of conv_tensorcore.cu owns: m x n results, by 4 warps, warps_m of them along m.
+
+    stages: how many of its tiles of the operands lie in shared memory at a time.
+    """
 
     m: int
     n: int
-    k: int
+    warps_m: int
     stages: int
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory: both operands' tiles for each stage, and where the rows of the image lie."""
-        return 4 * self.stages * (self.m + self.n) * self.k + 16 * self.m
+        return self.stages * (self.m + self.n) * LINE + 16 * max(self.m, 2 * depth("bf16"))
+
+    def covered(self, m: int, n: int) -> int:
+        """The results that its blocks cover, those beyond m and n, too."""
+        return -(-m // self.m) * self.m * -(-n // self.n) * self.n
 
     def defines(self, precision: str) -> dict[str, int]:
         """The constants that the kernels are compiled with."""
-        return {"TILE_M": self.m, "TILE_N": self.n, "TILE_K": self.k, "STAGES": self.stages,
+        return {"TILE_M": self.m, "TILE_N": self.n, "WARPS_M": self.warps_m, "STAGES": self.stages,
                 "BF16": int(precision == "bf16")}
 
 
-TILES = (Tile(128, 128, 32, 2), Tile(128, 64, 32, 3), Tile(64, 64, 32, 3))
+TILES = (Tile(128, 128, 2, 2), Tile(256, 64, 4, 2), Tile(128, 64, 2, 3), Tile(64, 64, 2, 3))
+
+
+def depth(precision: str) -> int:
+    """The numbers of K that a block multiplies at a time. Raises ValueError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} on tensor cores; got {precision!r}")
+    return LINE // 16 * COPY[precision]
 
 
 class Plan(NamedTuple):
@@ -59,24 +76,25 @@ class Plan(NamedTuple):
     @property
     def blocks(self) -> Pair:
         """The grid."""
-        return -(-self.m // self.tile.m) * -(-self.n // self.tile.n), self.slices
+        return self.tile.covered(self.m, self.n) // (self.tile.m * self.tile.n), self.slices
 
     @classmethod
-    def of(cls, m: int, n: int, k: int, most: int) -> Plan:
-        """The largest tile that is not mostly empty and makes BLOCKS blocks, in at most so many slices of K."""
+    def of(cls, m: int, n: int, k: int, most: int, precision: str) -> Plan:
+        """The largest tile that wastes little and makes BLOCKS blocks, in at most so many slices of K."""
+        steps = -(-k // depth(precision))
+        least = min(tile.covered(m, n) for tile in TILES)
         for tile in TILES:
-            blocks = -(-m // tile.m) * -(-n // tile.n)
-            steps = -(-k // tile.k)
+            blocks = tile.covered(m, n) // (tile.m * tile.n)
             slices = max(1, min(most, steps // STEPS, -(-BLOCKS // max(blocks, 1))))
-            if 2 * n > tile.n and blocks * slices >= BLOCKS:
+            if tile.covered(m, n) <= WASTE * least and blocks * slices >= BLOCKS:
                 break
-        length = max(1, -(-steps // slices)) * tile.k
+        length = max(1, -(-steps // slices)) * depth(precision)
         return cls(tile, m, n, max(1, -(-k // length)), length)         # no slice is empty
 
 
-def fits(channels: int, filters: int) -> bool:
-    """Whether the kernels take a convolution: of any geometry, multiples of 4 channels and filters."""
-    return channels % COPY == 0 and filters % COPY == 0
+def fits(channels: int, filters: int, precision: str) -> bool:
+    """Whether the kernels take a convolution: of any geometry, channels and filters multiples of 4 (bf16: 8)."""
+    return channels % COPY[precision] == 0 and filters % COPY[precision] == 0
 
 
 def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, bias: np.ndarray | None = None, relu: bool = False,
@@ -86,7 +104,7 @@ def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, bias: np.ndar
     kh, kw, c, f = weight.shape
     shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
     y = xp.empty((len(x), shape.out_height, shape.out_width, f), np.float32)
-    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES)
+    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision)
     _run("conv_forward", plan, precision, (x, weight), y, (shape,), bias, relu)
     return y
 
@@ -107,7 +125,7 @@ def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair
     x = xp.empty((len(y), *size, c), np.float32)
     # slices are added up in the order of the matrix, so patches are not cut; their K is short
     plan = Plan.of(x.size // shape.channels, shape.channels, shape.kernel_h * shape.kernel_w * f,
-                   IMAGE_SLICES if patch == (1, 1) else 1)
+                   IMAGE_SLICES if patch == (1, 1) else 1, precision)
     _run("conv_transposed", plan, precision, (y, weight), x, (shape, *patch), bias)
     return x
 
@@ -118,7 +136,7 @@ def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str
     (kh, kw), c, f = geometry.kernel, x.shape[3], y.shape[3]
     shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
     dw = xp.empty((kh, kw, c, f), np.float32)
-    plan = Plan.of(kh * kw * c, f, y.size // f, BLOCKS)
+    plan = Plan.of(kh * kw * c, f, y.size // f, BLOCKS, precision)
     _run("conv_weight_grad", plan, precision, (x, y), dw, (shape,), with_epilogue=False)
     return dw
 
@@ -126,15 +144,12 @@ def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str
 def _run(kernel: str, plan: Plan, precision: str, operands: tuple[Any, Any], out: Any, shape: tuple[Any, ...],
          bias: Any = None, relu: bool = False, with_epilogue: bool = True) -> None:
     """Launch a product into `out`, by way of its slices if there are several."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} on tensor cores; got {precision!r}")
-    operands = (_aligned(operands[0]), _aligned(operands[1]))
+    operands = (_words(operands[0], precision), _words(operands[1], precision))
     bias = None if bias is None else _aligned(bias)
-    unused = operands[1]                                # a pointer must point somewhere
     with_bias, with_relu = int(bias is not None), int(relu)
-    bias = unused if bias is None else bias
     whole = plan.slices == 1
     target = out if whole else array_module(out).empty((plan.slices, out.size), np.float32)
+    bias = target if bias is None else bias             # a pointer must point somewhere
     arguments = [*operands, target, *shape, plan.length]
     if with_epilogue:
         flags = [with_bias, with_relu] if kernel == "conv_forward" else [with_bias]
@@ -144,6 +159,15 @@ def _run(kernel: str, plan: Plan, precision: str, operands: tuple[Any, Any], out
     if not whole:
         launch("conv_slices.sum_slices", target, bias, out, out.size, plan.slices, plan.n, with_bias, with_relu,
                blocks=(-(-out.size // 32),))
+
+
+def _words(array: Any, precision: str) -> Any:
+    """The numbers as the kernels copy them, in words of 4 bytes: float32 as they are, or pairs of BF16."""
+    if precision == "tf32":
+        return _aligned(array).view(np.uint32)
+    words = array_module(array).empty((*array.shape[:-1], array.shape[-1] // 2), np.uint32)
+    launch("bf16.pack", _aligned(array), words, array.size // 4, threads=array.size // 4)
+    return words
 
 
 def _aligned(array: Any) -> Any:

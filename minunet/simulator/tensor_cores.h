@@ -12,6 +12,10 @@
 // Products of TF32 or BF16 are exact in float32. A GPU adds them in an order and with a rounding of its own; here they
 // are summed in double and rounded once, so results agree to float32's rounding times sqrt(K), no better.
 //
+// ldmatrix brings fragments from shared memory: every lane reads a row of 16 bytes, 8 lanes an 8 x 8 matrix of elements
+// of 2 bytes, the warp 4 of them. Register i gets, of matrix i, elements 2t and 2t + 1 of row g; or transposed, those of
+// column g in rows 2t and 2t + 1.
+//
 // An asynchronous copy goes from global to shared memory while the thread computes on. Copies are committed in groups;
 // cp_async_wait<N> waits until at most N groups are under way. Nothing says when a copy is done, except the waiting. So
 // here it is done as late as allowed, and until then the target counts as undefined.
@@ -32,6 +36,9 @@ struct Fragments {
 #pragma GCC visibility push(hidden)
 void exchange_mma_tf32(Thread* warp, unsigned lanes);
 void exchange_mma_bf16(Thread* warp, unsigned lanes);
+void exchange_rows(Thread* warp, unsigned lanes);
+void exchange_columns(Thread* warp, unsigned lanes);
+uint4 read_row(const void* shared);
 void copy_later(void* shared, const void* global, bool valid);
 void copies_wait(int groups);
 void copies_commit();
@@ -42,6 +49,11 @@ SIM_UNCHECKED inline void mma(float (&d)[4], const unsigned (&a)[4], const unsig
 {
     const Fragments give = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}, here};
     warp_meet(~0u, exchange, &give, d, here);
+}
+
+SIM_UNCHECKED inline void matrices(unsigned (&d)[4], uint4 row, Exchange exchange, Place here)
+{
+    warp_meet(~0u, exchange, &row, d, here);
 }
 
 constexpr unsigned TF32_NAN = 0x7fffffff;
@@ -79,6 +91,16 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsig
     sim::mma(d, a, b, sim::exchange_mma_bf16, here);
 }
 
+__forceinline__ void ldmatrix(unsigned (&d)[4], const void* row, sim::Place here = SIM_HERE)
+{
+    sim::matrices(d, sim::read_row(row), sim::exchange_rows, here);
+}
+
+__forceinline__ void ldmatrix_transposed(unsigned (&d)[4], const void* row, sim::Place here = SIM_HERE)
+{
+    sim::matrices(d, sim::read_row(row), sim::exchange_columns, here);
+}
+
 // Copies 16 bytes, or fills them with zeros where not valid.
 __forceinline__ void cp_async16(void* shared, const void* global, bool valid = true)
 {
@@ -102,11 +124,16 @@ float element(unsigned bits, int e)
     return __uint_as_float(e ? bits & 0xffff0000 : bits << 16);
 }
 
+void expect_whole_warp(unsigned lanes, const char* what)
+{
+    if (lanes != ~0u) fail("%s with %d of the 32 lanes of a warp", what, __builtin_popcount(lanes));
+}
+
 template <int E>
 void exchange_mma(Thread* warp, unsigned lanes)
 {
     constexpr int K = 8 * E;
-    if (lanes != ~0u) fail("a matrix product with %d of the 32 lanes of a warp", __builtin_popcount(lanes));
+    expect_whole_warp(lanes, "a matrix product");
     float a[16][K];
     float b[K][8];
     for (int lane = 0; lane < WARP; lane++) {
@@ -133,6 +160,19 @@ void exchange_mma(Thread* warp, unsigned lanes)
         }
 }
 
+template <bool TRANSPOSED>
+void exchange_matrices(Thread* warp, unsigned lanes)
+{
+    expect_whole_warp(lanes, "ldmatrix");
+    for (int lane = 0; lane < WARP; lane++)
+        for (int i = 0; i < 4; i++)
+            for (int e = 0; e < 2; e++) {
+                const int g = lane / 4, k = 2 * (lane % 4) + e, row = TRANSPOSED ? k : g, column = TRANSPOSED ? g : k;
+                const unsigned short* elements = (const unsigned short*)warp[8 * i + row].give;
+                ((unsigned short*)warp[lane].take)[2 * i + e] = elements[column];
+            }
+}
+
 struct Copy {
     void* shared;
     const void* global;
@@ -141,6 +181,7 @@ struct Copy {
     const void* pc;
 };
 
+constexpr int ROW = 16;                             // bytes, of ldmatrix
 constexpr int MAX_COPIES = 256;                     // of a thread, under way
 constexpr int COPY = 16;                            // bytes
 
@@ -157,6 +198,16 @@ void check_copy(const Copy& copy, bool issued)
 
 void exchange_mma_tf32(Thread* warp, unsigned lanes) { exchange_mma<1>(warp, lanes); }
 void exchange_mma_bf16(Thread* warp, unsigned lanes) { exchange_mma<2>(warp, lanes); }
+void exchange_rows(Thread* warp, unsigned lanes) { exchange_matrices<false>(warp, lanes); }
+void exchange_columns(Thread* warp, unsigned lanes) { exchange_matrices<true>(warp, lanes); }
+
+uint4 read_row(const void* shared)
+{
+    if ((size_t)shared % ROW)
+        fail("ldmatrix with a row %zu bytes past a multiple of 16 in shared memory", (size_t)shared % ROW);
+    check(shared, ROW, READ, __builtin_return_address(0));
+    return *(const uint4*)shared;
+}
 
 void copy_later(void* shared, const void* global, bool valid)
 {

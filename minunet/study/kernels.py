@@ -37,7 +37,8 @@ PANELS, OWNERS, ROWS = 12, 3, 64                # places, written arrays, and ro
 NUMBERED = 320                                  # elements of an array whose threads are written out
 CHANNELS = 16                                   # of the examples' images: wide enough for 16-byte loads
 LADDER = {"conv_direct": "direct", "im2col": "im2col", "conv_implicit": "implicit", "conv_slices": "implicit",
-          "conv_tensorcore": "tensorcore"}
+          "conv_tensorcore": "tensorcore", "bf16": "tensorcore"}
+ROUNDED = {"conv_tensorcore": ("tf32", "bf16"), "bf16": ("bf16",)}      # precisions; of the other rungs float32
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _examples(file: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     if file in LADDER:
         for side, k, geometry in ((8, 3, Geometry(3, padding=1)), (8, 2, Geometry(2, stride=2)),
                                   (24, 3, Geometry(3, padding=1))):
-            for precision in ("tf32", "bf16") if file == "conv_tensorcore" else ("float32",):
+            for precision in ROUNDED.get(file, ("float32",)):
                 yield (f"{k}x{k} convolution, stride {geometry.stride[0]}, 2 images of {side}x{side}x{CHANNELS}, "
                        f"{2 * CHANNELS} filters, {precision}",
                        partial(_products, array, geometry, side, LADDER[file], precision))

@@ -17,8 +17,8 @@ from tests.strategies import cases
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 algorithms = pytest.mark.parametrize("algorithm", kernels.ALGORITHMS)
 SMALL = kernels.Tile(16, 16, 8, 1, 1)
-TILES = {"WIDE": kernels.WIDE, "MIDDLE": kernels.MIDDLE, "NARROW": kernels.NARROW, "HEAD": kernels.HEAD,
-         "FLAT": kernels.FLAT, "SLIM": kernels.SLIM, "TINY": kernels.TINY}
+TILES = {"WIDE": kernels.WIDE, "TALL": kernels.TALL, "MIDDLE": kernels.MIDDLE, "NARROW": kernels.NARROW,
+         "HEAD": kernels.HEAD, "FLAT": kernels.FLAT, "SLIM": kernels.SLIM, "TINY": kernels.TINY}
 tile_for = kernels.tile_for
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -219,7 +219,8 @@ def test_first_layer_and_head_have_tiles_of_their_own():
     pixels = 256 * 256
     assert tile_for(pixels, 512, True) is kernels.WIDE
     assert tile_for(pixels, 512, False) is kernels.MIDDLE
-    assert tile_for(pixels, 64, True) is kernels.MIDDLE
+    assert tile_for(pixels, 64, True) is kernels.TALL
+    assert tile_for(9 * 64, 64, True) is kernels.MIDDLE     # weight gradient of 64 channels, 3x3
     assert tile_for(27, 64, False) is kernels.FLAT          # weight gradient of 3 channels, 3x3
     assert tile_for(pixels, 3, False) is kernels.HEAD       # gradient of an RGB image; a head of 3 classes
     assert tile_for(pixels, 21, False) is kernels.NARROW
@@ -240,13 +241,13 @@ def test_whatever_is_launched_is_stated(monkeypatch):
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(kernels, "tile_for", tile_for)
     for dtype in (np.float32, np.float64):
-        for pixels in (1, 32, 33, 1024, 1025):
+        for pixels in (1, 32, 33, 1024, 1025, 2047, 2048):
             for channels in (3, 4):
                 for filters in (3, 8, 9, 12, 31, 32, 33, 36, 63, 64, 65, 68):
                     x, w = (to_device(np.zeros(shape, dtype), "sim")
                             for shape in ((1, 1, pixels, channels), (1, 1, channels, filters)))
                     kernels.forward(w, ONE, x)
-    assert len(chosen) == 49
+    assert len(chosen) == 50
     stated = [frozenset(constants.items()) for constants in nvrtc.variants("conv_implicit")]
     assert set(stated) == chosen and len(stated) == len(chosen)
 

@@ -59,7 +59,7 @@ def test_triple_identity_and_the_cpu(device, algorithm, dtype, tolerance, case):
                                       Geometry((3, 2), (2, 1), (1, 0), (1, 2))], ids=str)
 def test_tensor_cores_to_the_rounding_of_operands(device, precision, geometry):
     rng = np.random.default_rng(0)
-    size, c, f = (6, 8), 8, 12
+    size, c, f = (6, 8), 8, 24
     x, w = rng.standard_normal((2, *size, c)), rng.standard_normal((*geometry.kernel, c, f))
     y = rng.standard_normal((2, *geometry.output_size(size), f))
     A = OnDevice(device, w.astype(np.float32), geometry, size, precision=precision)
@@ -96,7 +96,7 @@ def test_the_choice(device):
         return ConvMatrix(weight, Geometry(3), (8, 8), **options).algorithm
 
     assert choice(4, 8) == "implicit" and choice(4, 8, precision="tf32") == "tensorcore"
-    assert choice(3, 8, precision="bf16") == "implicit"             # not 16 bytes at a time
+    assert choice(3, 8, precision="tf32") == choice(8, 12, precision="bf16") == "implicit"     # not 16 bytes at a time
     assert ConvMatrix(np.ones((3, 3, 1, 1)), Geometry(3), (8, 8)).algorithm == "im2col"
     with pytest.raises(ValueError, match="'tensorcore' needs precision 'tf32' or 'bf16'.*3 channels and 8 filters"):
         choice(3, 8, precision="tf32", algorithm="tensorcore")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minunet import Geometry, nvrtc
 from minunet.backend import array_module, to_device
 from minunet.convolution import im2col, tensor_cores
-from minunet.convolution.tensor_cores import TILES, Plan, Tile
+from minunet.convolution.tensor_cores import COPY, TILES, Plan, Tile, depth
 from minunet.cuda import launch
 from tests.checks import assert_close, assert_triple_identity
 from tests.devices import computed
@@ -18,7 +18,7 @@ from tests.strategies import geometries
 
 SMALL = TILES[-1]
 U_NET = [Geometry(3, padding=1), Geometry(2, stride=2), Geometry(1)]
-OTHERS = [Geometry(3), Geometry(3, stride=2, padding=1), Geometry(2, stride=3),
+OTHERS = [Geometry(3), Geometry(3, stride=2, padding=1), Geometry(2, stride=3), Geometry(3, stride=(1, 2), padding=1),
           Geometry((2, 3), stride=(3, 1), padding=(1, 2), dilation=(2, 1)),
           Geometry((1, 4), padding=(0, 3), dilation=(1, 2))]
 each_precision = pytest.mark.parametrize("precision", tensor_cores.PRECISIONS)
@@ -79,38 +79,42 @@ def reference_products(geometry, x, w, y):
 @each_precision
 @pytest.mark.parametrize("geometry", U_NET + OTHERS, ids=str)
 def test_products_equal_numpys_of_rounded_operands(device, geometry, precision):
-    assert_products(device, geometry, *arrays(geometry, (9, 11), 2, 12, 20), precision)
+    copy = COPY[precision]
+    assert_products(device, geometry, *arrays(geometry, (9, 11), 2, 3 * copy, 5 * copy), precision)
 
 
 @each_precision
-@pytest.mark.parametrize("tile", TILES + (Tile(32, 32, 64, 2), Tile(64, 128, 32, 4)), ids=str)
+@pytest.mark.parametrize("tile", TILES + (Tile(64, 128, 1, 4), Tile(256, 64, 2, 2)), ids=str)
 def test_any_tile(device, monkeypatch, tile, precision):
-    """The U-Net's tiles and odd ones: wide, deep, many stages; K of 8 to 10 tiles fills and drains the stages."""
+    """The U-Net's tiles and odd ones: wide, high, many stages; K of 8 to 10 tiles fills and drains the stages."""
     monkeypatch.setattr(tensor_cores, "TILES", (tile,))
     for geometry in U_NET[:2]:
-        assert_products(device, geometry, *arrays(geometry, (10, 12), 1, 36, 68), precision)
+        c, f = 9 * COPY[precision], 17 * COPY[precision]
+        assert_products(device, geometry, *arrays(geometry, (10, 12), 1, c, f), precision)
 
 
+@each_precision
 @pytest.mark.parametrize("change", [-1, 0, 1])
-def test_sizes_below_at_and_above_the_tile(device, monkeypatch, change):
-    """Pixels by one, channels and filters by four: for 1x1 windows each of them is M, N or K of some product."""
+def test_sizes_below_at_and_above_the_tile(device, monkeypatch, change, precision):
+    """Pixels by one, channels and filters by a copy: for 1x1 windows each of them is M, N or K of some product."""
     monkeypatch.setattr(tensor_cores, "TILES", (SMALL,))
-    m, n, k = SMALL.m + change, SMALL.n + 4 * change, SMALL.k + 4 * change
-    one = Geometry(1)
-    assert_products(device, one, *arrays(one, (1, m), 1, k, n), "tf32")
-    assert_products(device, one, *arrays(one, (1, m), 1, n, k), "tf32")
-    assert_products(device, one, *arrays(one, (1, SMALL.k + change), 1, n, 4), "tf32")
-    assert_products(device, one, *arrays(one, (1, 3 * SMALL.k + change), 1, 4, n), "bf16")
-    assert_products(device, Geometry(2, stride=2), *arrays(Geometry(2, stride=2), (2, 2 * m), 1, 4, k), "bf16")
+    copy, one, two = COPY[precision], Geometry(1), Geometry(2, stride=2)
+    m, n, k = SMALL.m + change, SMALL.n + copy * change, depth(precision) + copy * change
+    assert_products(device, one, *arrays(one, (1, m), 1, k, n), precision)
+    assert_products(device, one, *arrays(one, (1, m), 1, n, k), precision)
+    assert_products(device, one, *arrays(one, (1, depth(precision) + change), 1, n, copy), precision)
+    assert_products(device, one, *arrays(one, (1, 3 * depth(precision) + change), 1, copy, n), precision)
+    assert_products(device, two, *arrays(two, (2, 2 * m), 1, copy, k), precision)
 
 
 @settings(max_examples=15)
 @given(geometry=geometries(), extra=st.tuples(st.integers(0, 5), st.integers(0, 5)), batch=st.integers(1, 2),
-       channels=st.sampled_from([4, 8, 28]), filters=st.sampled_from([4, 12, 36]), seed=st.integers(0, 1000))
+       channels=st.sampled_from([1, 2, 7]), filters=st.sampled_from([1, 3, 9]), seed=st.integers(0, 1000))
 def test_any_geometry(geometry, extra, batch, channels, filters, seed):
     size = tuple(max(1, e - 2 * p) + more for e, p, more in zip(geometry.extent, geometry.padding, extra))
-    x, w, y = arrays(geometry, size, batch, channels, filters, seed)
-    assert_products("sim", geometry, x, w, y, tensor_cores.PRECISIONS[seed % 2])
+    precision = tensor_cores.PRECISIONS[seed % 2]
+    x, w, y = arrays(geometry, size, batch, channels * COPY[precision], filters * COPY[precision], seed)
+    assert_products("sim", geometry, x, w, y, precision)
 
 
 def test_slices_give_the_same_sums(device, monkeypatch):
@@ -131,7 +135,7 @@ def test_slices_give_the_same_sums(device, monkeypatch):
     for steps, images in ((10**6, 1), (1, 2), (1, 4), (2, 100), (3, 100), (1, 100)):
         monkeypatch.setattr(tensor_cores, "STEPS", steps)
         monkeypatch.setattr(tensor_cores, "IMAGE_SLICES", images)
-        found.add(Plan.of(2 * 7 * 11, 28, 9 * 36, images).slices)
+        found.add(Plan.of(2 * 7 * 11, 28, 9 * 36, images, "tf32").slices)
         for result, exact in zip(computed(device, all_three, x, w, y, bias_y, bias_x), expected, strict=True):
             np.testing.assert_array_equal(result, exact)
     assert found == {1, 2, 3, 4, 11}
@@ -140,8 +144,8 @@ def test_slices_give_the_same_sums(device, monkeypatch):
 @each_precision
 @pytest.mark.parametrize("geometry", U_NET, ids=str)
 def test_bias_and_relu(device, geometry, precision):
-    x, w, y = arrays(geometry, (6, 10), 2, 20, 72)
-    bias_y, bias_x = (np.linspace(-3, 3, c, dtype=np.float32) for c in (72, 20))
+    x, w, y = arrays(geometry, (6, 10), 2, 24, 72)
+    bias_y, bias_x = (np.linspace(-3, 3, c, dtype=np.float32) for c in (72, 24))
     forward, relu, transposed = computed(device, lambda x, w, y, bias_y, bias_x: (
         tensor_cores.forward(w, geometry, x, bias_y, precision=precision),
         tensor_cores.forward(w, geometry, x, bias_y, relu=True, precision=precision),
@@ -168,7 +172,7 @@ def test_pixels_that_no_window_covers_are_the_bias(device):
 def test_nan_and_infinity_pass(device):
     """A NaN in one pixel is in the windows over it and nowhere else, through ReLU too; an infinity stays one."""
     geometry = Geometry(3, padding=1)
-    x, w, _ = arrays(geometry, (6, 8), 1, 4, 8)
+    x, w, _ = arrays(geometry, (6, 8), 1, 8, 8)
     x[0, 2, 3, 1], x[0, 2, 7, 0] = np.nan, np.inf
     w = np.abs(w)
     for precision in tensor_cores.PRECISIONS:
@@ -217,10 +221,11 @@ def test_triple_identity_to_the_rounding_of_the_operands(geometry, precision, un
     assert_triple_identity(Products(w, geometry, (8, 12), precision), x, y, 1e-5)
 
 
-def test_arrays_that_are_not_aligned_are_copied(device):
+@each_precision
+def test_arrays_that_are_not_aligned_are_copied(device, precision):
     geometry = Geometry(3, padding=1)
-    x, w, y = arrays(geometry, (4, 5), 1, 8, 4)
-    expected = products(device, geometry, x, w, y, "tf32")
+    x, w, y = arrays(geometry, (4, 5), 1, 16, 8)
+    expected = products(device, geometry, x, w, y, precision)
 
     def shifted(*given):
         moved = []
@@ -229,23 +234,26 @@ def test_arrays_that_are_not_aligned_are_copied(device):
             room[1:] = a.ravel()
             moved.append(room[1:].reshape(a.shape))
         x, w, y = moved
-        return (tensor_cores.forward(w, geometry, x), tensor_cores.transposed(w, geometry, y, (4, 5)),
-                tensor_cores.weight_grad(geometry, x, y))
+        return (tensor_cores.forward(w, geometry, x, precision=precision),
+                tensor_cores.transposed(w, geometry, y, (4, 5), precision=precision),
+                tensor_cores.weight_grad(geometry, x, y, precision=precision))
 
     # without checks: checked launches place every array anew, aligned
     for a, b in zip(shifted(*(to_device(a, device) for a in (x, w, y))), expected, strict=True):
         np.testing.assert_array_equal(to_device(a, "cpu"), b)
 
 
-def test_no_images(device):
+@each_precision
+def test_no_images(device, precision):
     for geometry in U_NET:
-        ax, aty, dw = products(device, geometry, *arrays(geometry, (4, 6), 0, 8, 4), "tf32")
-        assert ax.shape == (0, *geometry.output_size((4, 6)), 4) and aty.shape == (0, 4, 6, 8)
-        assert dw.shape == (*geometry.kernel, 8, 4) and not dw.any()
+        ax, aty, dw = products(device, geometry, *arrays(geometry, (4, 6), 0, 16, 8), precision)
+        assert ax.shape == (0, *geometry.output_size((4, 6)), 8) and aty.shape == (0, 4, 6, 16)
+        assert dw.shape == (*geometry.kernel, 16, 8) and not dw.any()
 
 
 def test_which_cases_fit():
-    assert tensor_cores.fits(4, 64) and not tensor_cores.fits(3, 64) and not tensor_cores.fits(64, 2)
+    assert tensor_cores.fits(4, 12, "tf32") and not tensor_cores.fits(3, 64, "tf32")
+    assert tensor_cores.fits(8, 24, "bf16") and not tensor_cores.fits(64, 12, "bf16")
 
 
 def test_unknown_precision_is_named():
@@ -254,13 +262,24 @@ def test_unknown_precision_is_named():
         tensor_cores.forward(w, Geometry(1), x, precision="fp8")
 
 
-@given(m=st.integers(0, 10**7), n=st.integers(1, 3000), k=st.integers(0, 10**7), most=st.integers(1, 300))
-def test_a_plan_covers_the_product_once(m, n, k, most):
-    plan = Plan.of(m, n, k, most)
+@given(m=st.integers(0, 10**7), n=st.integers(1, 3000), k=st.integers(0, 10**7), most=st.integers(1, 300),
+       precision=st.sampled_from(tensor_cores.PRECISIONS))
+def test_a_plan_covers_the_product_once(m, n, k, most, precision):
+    plan = Plan.of(m, n, k, most, precision)
     blocks, slices = plan.blocks
     assert blocks == -(-m // plan.tile.m) * -(-n // plan.tile.n) and 1 <= slices <= most
-    assert plan.length % plan.tile.k == 0 and slices * plan.length >= k
+    assert plan.length % depth(precision) == 0 and slices * plan.length >= k
     assert slices == 1 or (slices - 1) * plan.length < k, "an empty slice"
+
+
+@pytest.mark.parametrize("m, n, k, most, tile", [
+    (8 * 256**2, 64, 9 * 64, 4, (256, 64)), (8 * 128**2, 128, 9 * 64, 4, (128, 128)),
+    (8 * 16**2, 1024, 9 * 512, 4, (128, 128)), (16**2, 1024, 9 * 512, 4, (64, 64)),
+    (9 * 64, 64, 8 * 256**2, 264, (128, 64)), (9 * 64, 128, 8 * 128**2, 264, (128, 128))])
+def test_the_tiles_of_the_unet(m, n, k, most, tile):
+    """Base 64: images of some levels, of a batch of 8 and the lowest of a single image; weight gradients."""
+    for precision in tensor_cores.PRECISIONS:
+        assert Plan.of(m, n, k, most, precision).tile[:2] == tile
 
 
 def test_whatever_is_launched_is_stated():
@@ -315,6 +334,21 @@ def test_probes_of_the_matrix_product(device, kernel, depth):
 
     y, = computed(device, probe, a.astype(np.float32), b.astype(np.float32))
     np.testing.assert_array_equal(y, 2 * a @ b)
+
+
+@pytest.mark.parametrize("kernel", ["probe_ldmatrix", "probe_ldmatrix_transposed"])
+def test_probes_of_fragments_from_shared_memory(device, kernel):
+    """Two elements of 2 bytes in a word; all elements different."""
+    elements = np.arange(1, 257, dtype=np.uint16).reshape(4, 8, 8)
+
+    def probe(words):
+        y = array_module(words).empty((4, 32), np.uint32)
+        launch(f"ptx_probe.{kernel}", words, y, blocks=(1,))
+        return y
+
+    y, = computed(device, probe, elements.view(np.uint32))
+    matrices = elements.swapaxes(1, 2) if "transposed" in kernel else elements
+    np.testing.assert_array_equal(y, np.ascontiguousarray(matrices).view(np.uint32).reshape(4, 32))
 
 
 @pytest.mark.parametrize("count", [4, 128, 132, 252, 256])

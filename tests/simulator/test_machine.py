@@ -74,6 +74,17 @@ def test_what_a_header_does_is_reported_where_it_is_used():
     assert message("atomicAdd(&y[i], 1);", np.zeros(3, np.int32), parameters="INOUT int* y").endswith("at test.cu:6")
 
 
+@pytest.mark.parametrize("kind", ["", "_transposed"])
+@pytest.mark.parametrize("before, row, words", [
+    ("__syncthreads();", "4 * i + 256", "read of uninitialised s, element 256 (byte 1024), at test.cu:6"),
+    ("__syncthreads(); s[4 * (63 - i)] = 1;", "4 * i", "race on s"),
+    ("__syncthreads();", "4 * i + 1", "ldmatrix with a row 4 bytes past a multiple of 16"),
+    ("if (i % 2) return;", "4 * i", "ldmatrix with 16 of the 32 lanes of a warp")])
+def test_what_ldmatrix_reads_is_checked(kind, before, row, words):
+    fill = "__shared__ __align__(16) unsigned s[512]; for (int k = 0; k < 4; k++) s[4 * i + k] = i;"
+    assert words in message(f"{fill} {before} unsigned d[4]; ldmatrix{kind}(d, &s[{row}]); y[i] = d[0];")
+
+
 def test_const_tables_and_globals_are_followed():
     assert "write to const x, element 3 (byte 12), at test.cu:6" in message(
         "if (i == 3) ((float*)x)[i] = 0;", numbers(64), parameters="const float* x")

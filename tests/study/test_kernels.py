@@ -71,6 +71,14 @@ def test_the_study_of_the_direct_convolution():
     assert (np.delete(y.ravel(), np.s_[256:512]) == -1).all()
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("kernel", ["conv_forward", "conv_transposed", "conv_weight_grad"])
+def test_no_bank_is_asked_twice_by_tensor_cores(monkeypatch, kernel, precision):
+    monkeypatch.setitem(kernels.ROUNDED, "conv_tensorcore", (precision,))
+    shared = [group for group in kernels.study(f"conv_tensorcore.{kernel}").groups if group.shared]
+    assert len(shared) >= 4 and all(turns == least for turns, least in (group.costs for group in shared))
+
+
 def test_the_picture(tmp_path):
     draw(study("pool.max_pool2d"), tmp_path / "pool.png")
     with Image.open(tmp_path / "pool.png") as picture:
