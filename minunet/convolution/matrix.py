@@ -179,13 +179,14 @@ class ConvMatrix:
         if self.device == "cpu":
             return self._choose_on_cpu(algorithm)
         rounded = self.precision in tensor_cores.PRECISIONS
-        fits = rounded and tensor_cores.fits(*self.weight.shape[2:], self.precision)
+        _, _, c, f = self.weight.shape
+        fits = rounded and tensor_cores.fits(c, f, self.precision)
         if algorithm == "auto":
             return "tensorcore" if fits else "implicit"
         if algorithm == "tensorcore" and not fits:
             raise ValueError("algorithm 'tensorcore' needs precision 'tf32' or 'bf16', and numbers of channels and "
                              f"filters that it can copy 16 bytes at a time (multiples of 4, bf16 of 8); got precision "
-                             f"{self.precision!r}, {self.weight.shape[2]} channels and {self.weight.shape[3]} filters")
+                             f"{self.precision!r}, {c} channels and {f} filters")
         if algorithm != "tensorcore" and rounded:
             raise ValueError(f"algorithm {algorithm!r} computes in float32 or float64; got precision "
                              f"{self.precision!r}, which is the algorithm 'tensorcore'")
