@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -37,7 +37,9 @@ class _Fresh:
 
     def __init__(self, make: Callable[[], np.ndarray], device: str):
         self._make, self._device, self._first = make, device, make()
-        self.array = module_of(device).empty(self._first.shape, self._first.dtype)
+        # not in the recording's memory, where earlier work of the recording would write over it in each replay
+        with cupy().cuda.using_allocator(_allocate) if device == "cuda" else nullcontext():
+            self.array = module_of(device).empty(self._first.shape, self._first.dtype)
 
     def write(self, anew: bool) -> None:
         """The value that was made first, or a new one."""
@@ -152,7 +154,7 @@ class _Memory:
     """
 
     def __init__(self) -> None:
-        self.pool = cupy().cuda.MemoryPool(self._allocate)
+        self.pool = cupy().cuda.MemoryPool(_allocate)
         self.pool.set_limit(size=0)
 
     def __call__(self, size: int) -> Any:
@@ -165,13 +167,13 @@ class _Memory:
         with suppress(RuntimeError):            # at the end of the program CUDA may be gone
             self.pool.free_all_blocks()
 
-    @staticmethod
-    def _allocate(size: int) -> Any:
-        cuda = cupy().cuda
-        try:
-            return cuda.MemoryPointer(cuda.Memory(size), 0)
-        except cuda.runtime.CUDARuntimeError as error:
-            raise MemoryError(f"the GPU has no {size} bytes for what is recorded ({error})") from None
+
+def _allocate(size: int) -> Any:
+    cuda = cupy().cuda
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"the GPU has no {size} bytes for what is recorded ({error})") from None
 
 
 class _Pinned:

@@ -60,17 +60,17 @@ class Waiting:
 
 
 class Array:
-    """On the GPU. Its memory is the next one's as soon as nobody refers to it, though work may still use it."""
+    """On the GPU. Its memory is the next one's of the same allocator as soon as nobody refers to it, though work may
+    still use it."""
 
     def __init__(self, cupy, shape, dtype, memory=None):
         self.cupy, self.gpu, self.memory = cupy, cupy.gpu, memory
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        free = cupy.free.setdefault((self.shape, self.dtype), [])
-        self.value = free.pop() if free and memory is None else np.full(shape, 99, dtype)
+        self.free = cupy.free.setdefault((id(cupy.allocator), self.shape, self.dtype), [])
+        self.value = self.free.pop() if self.free else np.full(shape, 99, dtype)
 
     def __del__(self):
-        if self.memory is None:
-            self.cupy.free[self.shape, self.dtype].append(self.value)
+        self.free.append(self.value)
 
     def made(self, compute, *values):
         """A new array, whose value is computed in the current stream."""
