@@ -24,7 +24,7 @@ def case_table(rows: Sequence[Row], gemm: Mapping[str, float]) -> str:
     """Every side's step and prediction, case by case; gemm is the device's peak in FLOP/s by precision."""
     lines: list[Sequence[str] | str] = []
     for case in dict.fromkeys(row.case for row in rows):
-        lines += ["", f"{case} px: {significant(case.flop('step') / 1e9)} GFLOP a step, "
+        lines += ["", f"{case}: {significant(case.flop('step') / 1e9)} GFLOP a step, "
                   f"{significant(case.flop('prediction') / 1e9)} a prediction"]
         for row in rows:
             if row.case == case:
@@ -93,7 +93,7 @@ def plot_cases(path: Path, rows: Sequence[Row], title: str) -> None:
     cases, sides = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("case", "side"))
     figure, panels = _figure(title, len(cases))
     for axes, case in zip(panels, cases):
-        axes.set(title=f"{case} px", ylabel="ms")
+        axes.set(title=str(case), ylabel="ms")
         axes.set_xticks(range(len(WORKS)), WORKS)
         for i, side in enumerate(sides):
             for at, work in enumerate(WORKS):

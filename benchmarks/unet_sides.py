@@ -62,7 +62,7 @@ class Case(NamedTuple):
         return x, (rng.random((self.batch, *self.size, CLASSES)) < 0.3).astype(np.float32)
 
     def __str__(self) -> str:
-        return (f"base {self.base}, {self.batch}x{self.size[0]}x{self.size[1]}"
+        return (f"base {self.base}, {self.batch}x{self.size[0]}x{self.size[1]} px"
                 + ("" if self.device == "cpu" else f" on {self.device} in {self.precision}"))
 
 

@@ -30,7 +30,7 @@ def test_work_by_hand():
     assert case.flop("step") == 3 * forward - first
     assert case.megapixels == pytest.approx(0.131072)
     assert case.forecast() == UNet(3, 1, 64).summary((256, 256), 2).training_bytes
-    assert str(case) == "base 64, 2x256x256"
+    assert str(case) == "base 64, 2x256x256 px"
 
 
 def test_the_images_are_the_same_everywhere_and_differ_between_cases():
@@ -214,7 +214,7 @@ def test_pytorch_computes_in_every_precision(torch):
 
 
 def test_a_case_names_its_device_and_precision():
-    assert str(sides.Case(64, 8, (256, 256), "cuda", "tf32")) == "base 64, 8x256x256 on cuda in tf32"
+    assert str(sides.Case(64, 8, (256, 256), "cuda", "tf32")) == "base 64, 8x256x256 px on cuda in tf32"
 
 
 # ---- figures
@@ -248,7 +248,7 @@ def test_case_table_by_hand():
 def test_what_does_not_fit_is_left_out(monkeypatch):
     monkeypatch.setattr(unet, "available_bytes", lambda: SMALL.forecast())
     assert unet.lacking(SMALL, 1) is None
-    assert unet.lacking(SMALL, 3).startswith("base 2, 2x16x32: left out, it needs about")
+    assert unet.lacking(SMALL, 3).startswith("base 2, 2x16x32 px: left out, it needs about")
     monkeypatch.setattr(unet, "available_bytes", lambda: None)
     assert unet.lacking(SMALL, 3) is None
 
