@@ -205,14 +205,16 @@ def _accumulate(leaf: Leaf, gradient: list[np.ndarray]) -> None:
     A backward may return dy, an array of its cache, or one array for two inputs: such a gradient is copied. It becomes
     the leaf's as it stands only if it is no view and nothing but the list refers to it; views of it would, too.
     """
-    if type(gradient[0]) is not np.ndarray:
-        xp = array_module(leaf.data)
-        leaf.grad = xp.array(gradient[0]) if leaf.grad is None else xp.asarray(leaf.grad + gradient[0])
-    elif leaf.grad is not None:
+    on_cpu = type(gradient[0]) is np.ndarray
+    if leaf.grad is not None and on_cpu:
         leaf.grad = np.add(leaf.grad, gradient[0], out=memory.empty(leaf.shape, leaf.dtype))
+    elif leaf.grad is not None:
+        leaf.grad = array_module(leaf.data).asarray(leaf.grad + gradient[0])
     elif (sys.getrefcount(gradient[0]) == 2         # the list, and the argument of this very call
-          and memory.is_whole(gradient[0]) and gradient[0].flags.writeable):
+          and memory.is_whole(gradient[0]) and getattr(gradient[0].flags, "writeable", True)):      # CuPy's have none
         leaf.grad = gradient[0]
-    else:
+    elif on_cpu:
         leaf.grad = memory.empty(leaf.shape, leaf.dtype)
         leaf.grad[...] = gradient[0]
+    else:
+        leaf.grad = array_module(leaf.data).array(gradient[0])

