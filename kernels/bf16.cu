@@ -8,10 +8,10 @@
 #include "ptx.cuh"
 
 KERNEL __launch_bounds__(THREADS)
-pack(const float* __restrict__ x, unsigned* __restrict__ words, int count)
+pack(const float* __restrict__ x, unsigned* __restrict__ words, int fours)
 {
     const int i = thread_index();
-    if (i >= count) return;
+    if (i >= fours) return;
     const float4 four = reinterpret_cast<const float4*>(x)[i];
     reinterpret_cast<uint2*>(words)[i] = make_uint2(pack_bf16(four.x, four.y), pack_bf16(four.z, four.w));
 }

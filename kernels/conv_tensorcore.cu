@@ -17,22 +17,23 @@
 // A product makes 2*M*N*K FLOP, writes M*N*4 bytes and copies M*K*N/TILE_N + K*N*M/TILE_M numbers into its blocks, most
 // of them out of the second-level cache: with 128 x 128 tiles 32 FLOP for a byte in TF32, 64 in BF16.
 //
-// A block of 4 warps owns TILE_M x TILE_N outputs, a warp a part of at most 64 x 64, in registers. K is walked in lines
+// A block of 4 warps owns TILE_M x TILE_N outputs, a warp a part of at most 64 x 64, in registers. K is walked in steps
 // of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on their
-// way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. So the numbers of
-// channels and filters must be multiples of 4 (BF16: 8). They need not be multiples of a tile, nor need the pixels: the
-// rest of a tile is filled with zeros.
+// way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. A chunk must lie in
+// one pixel, so the numbers of channels and filters are multiples of 4 (BF16: 8). They need not be multiples of a tile,
+// nor need the pixels: the rest of a tile is filled with zeros.
 //
 // Two layouts of a tile, by the index that lies contiguous, and how a warp reads fragments from it (ptx.cuh):
 //
-//     K inside    [rows][32 words]    a of forward and transposed, b of transposed: ldmatrix
-//     K outside   [K][rows]           b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed; TF32,
-//                                     which it cannot transpose, word by word
+//     K inside    [m or n][32 words of k]    a of forward and transposed, b of transposed: ldmatrix
+//     K outside   [k][m or n]                b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed;
+//                                            TF32, which it cannot transpose, word by word
 //
-// Shared memory has 32 banks of 4 bytes. Rows are multiples of 128 bytes, which would put a column into one bank. So
-// chunk c of row r lies at c ^ twist, with twist = 0, 2, 4, 6, 1, 3, 5, 7 for r % 8 = 0..7. ldmatrix reads a chunk of
-// each of 8 rows at a time: 8 different chunks, all banks once. Word by word, the lanes read 8 neighbouring words, 2
-// chunks, of each of 4 rows with r % 8 < 4, or r % 8 >= 4: again 8 different chunks. Copies write 8 chunks of a row.
+// A *line* of a tile is what lies together: the words of one m or n with K inside, of one k with K outside. Shared
+// memory has 32 banks of 4 bytes. Lines are multiples of 128 bytes, which would put a column into one bank. So chunk c
+// of line l lies at c ^ twist, with twist = 0, 2, 4, 6, 1, 3, 5, 7 for l % 8 = 0..7. ldmatrix reads a chunk of each of
+// 8 lines at a time: 8 different chunks, all banks once. Word by word, the lanes read 8 neighbouring words, 2 chunks,
+// of each of 4 lines with l % 8 < 4, or l % 8 >= 4: again 8 different chunks. Copies write 8 chunks of a line.
 //
 // K may be cut into slices (blockIdx.y), whose partial sums conv_slices.cu adds up in a fixed order: that is how a
 // weight gradient, with few outputs and millions of pixels, fills a GPU. No atomics, so the same bits in every run.
@@ -59,8 +60,8 @@
 constexpr int BLOCK = 128;                              // threads: 4 warps, WARPS_M of them along M
 constexpr int PACK = BF16 ? 2 : 1;                      // numbers of a word
 constexpr int CHUNK = 4 * PACK;                         // numbers of a copy
-constexpr int LINE = 32, LINE_CHUNKS = LINE / 4;        // words of K that are multiplied at a time
-constexpr int TILE_K = LINE * PACK;
+constexpr int WORDS_K = 32, CHUNKS_K = WORDS_K / 4;     // of K, multiplied at a time
+constexpr int TILE_K = WORDS_K * PACK;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / (4 / WARPS_M), MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
 static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
@@ -73,53 +74,56 @@ constexpr bool is_transposed(Product p) { return p == TRANSPOSED || p == TRANSPO
 
 // ---- tiles in shared memory
 
-// How chunks of a row are exchanged.
-__device__ __forceinline__ int twist(int row) { return row % 4 * 2 + row / 4 % 2; }
+// Chunk c of a line lies at c ^ twist(line).
+__device__ __forceinline__ int twist(int line) { return line % 4 * 2 + line / 4 % 2; }
 
-// The word at which a chunk begins; the rows of a tile are WIDTH words long.
+// The word at which a chunk begins; the lines of a tile are WIDTH words long.
 template <int WIDTH>
-__device__ __forceinline__ int place(int row, int chunk) { return row * WIDTH + (chunk ^ twist(row)) * 4; }
+__device__ __forceinline__ int place(int line, int chunk) { return line * WIDTH + (chunk ^ twist(line)) * 4; }
 
-// A warp's part of a tile of a or b, from row `first` on.
+// A warp's part of a tile of a or b with so many m or n: its rows, from `first` on.
 template <bool K_INSIDE, int ROWS>
 struct Part {
-    static constexpr int WIDTH = K_INSIDE ? LINE : ROWS / PACK;
+    static constexpr int WIDTH = K_INSIDE ? WORDS_K : ROWS / PACK;
     const unsigned* tile;
     int first, lane;
 
-    // The fragments of 16 rows at words 8 * step to 8 * step + 7 of the line, row g or g + 8, word t or t + 4:
+    // The fragments of 16 rows, from `offset` on, at words 8 * step to 8 * step + 7: row g or g + 8, word t or t + 4.
     //     as a of one product      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
     //     as b of two products     (g, t), (g, t + 4), (g + 8, t), (g + 8, t + 4)
     template <bool AS_A>
-    __device__ __forceinline__ void read(unsigned (&fragments)[4], int rows, int step) const
+    __device__ __forceinline__ void read(unsigned (&fragments)[4], int offset, int step) const
     {
         const int matrix = lane / 8, lower = AS_A ? matrix % 2 : matrix / 2, right = AS_A ? matrix / 2 : matrix % 2;
-        const int row = first + rows;
-        if (K_INSIDE) {             // rows of the tile, and of the matrices, are 8 apart: they have the lane's twist
-            ldmatrix(fragments, &tile[(row + 8 * lower + lane % 8) * WIDTH + (right ^ twist(lane) ^ 2 * step) * 4]);
+        const int rows = first + offset;
+        // with ldmatrix, lines are a multiple of 8 and lane % 8: their twist is the lane's
+        if (K_INSIDE) {
+            ldmatrix(fragments, &tile[(rows + 8 * lower + lane % 8) * WIDTH + (right ^ twist(lane) ^ 2 * step) * 4]);
         } else if (BF16) {
-            const int k = 16 * step + 8 * right + lane % 8, chunk = row / 8 + lower;
+            const int k = 16 * step + 8 * right + lane % 8, chunk = rows / 8 + lower;
             ldmatrix_transposed(fragments, &tile[k * WIDTH + (chunk ^ twist(lane)) * 4]);
         } else {
             #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int k = 8 * step + 4 * (AS_A ? i / 2 : i % 2) + lane % 4;
-                const int of = row + 8 * (AS_A ? i % 2 : i / 2) + lane / 4;
-                fragments[i] = tile[place<WIDTH>(k, of / 4) + of % 4];
+                const int row = rows + 8 * (AS_A ? i % 2 : i / 2) + lane / 4;
+                fragments[i] = tile[place<WIDTH>(k, row / 4) + row % 4];
             }
         }
-        #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (!BF16) fragments[i] = to_tf32(__uint_as_float(fragments[i]));
+        if (!BF16) {
+            #pragma unroll
+            for (int i = 0; i < 4; i++) fragments[i] = to_tf32(__uint_as_float(fragments[i]));
+        }
     }
 };
 
 // ---- where copies read
 
-// An index into the image, and its row and column there: that of a window or pixel, or what a tap adds to it.
+// An index into the image, and its row and column there: that of a window or pixel, or what a tap adds to it. (With
+// strides, of transposed: instead of the index the number of the image, and of the filter.)
 struct Spot { int index, row, column; };
 
-// PRODUCT's rows are pixels of x, moved over y by the padding, where it is transposed, and windows of y over x if not.
+// Of the pixels that PRODUCT walks: those of x, counted from the padding, if it is transposed; else windows over x.
 template <Product PRODUCT>
 __device__ __forceinline__ Spot spot_of(const Conv& s, Pixel at)
 {
@@ -141,6 +145,7 @@ __device__ __forceinline__ Spot spot_of(const Conv& s, Tap tap)
     return {tap.channel + (row * s.width + column) * s.channels, row, column};
 }
 
+// index counts numbers, of 4 / PACK bytes.
 __device__ __forceinline__ void copy(unsigned* to, const unsigned* from, int index, bool inside)
 {
     cp_async16(to, reinterpret_cast<const char*>(from) + (long long)index * (4 / PACK), inside);
@@ -165,8 +170,8 @@ __device__ __forceinline__ void copy_at(unsigned* to, const unsigned* image, con
 
 // ---- the matrix product
 
-// Where this thread's next copies begin: its tap of a, which stays where K is pixels; the tile's first k; which spots
-// in shared memory are those of the rows of a, which stay where K is taps; and where K is pixels, one of them.
+// Where this thread's next copies begin: its tap of a, fixed where K is pixels; the tile's first k; where their half of
+// the table of spots begins (always 0 where K is taps); and where K is pixels, the one whose spot the thread writes.
 struct Walk { Tap tap; int k, spots; Pixel pixel; };
 
 template <Product PRODUCT>
@@ -189,23 +194,23 @@ __device__ __forceinline__ Walk start(const Conv& s, int4* spots, int k, int m)
     for (int row = threadIdx.x; row < TILE_M; row += BLOCK)
         spots[row] = packed_spot<PRODUCT>(s, pixel_at(m + row, height, width));
     const int depth = is_transposed(PRODUCT) ? s.filters : s.channels;
-    return {tap_at(k + threadIdx.x % LINE_CHUNKS * CHUNK, depth, s.kernel_w), k, 0, {0, 0, 0}};
+    return {tap_at(k + threadIdx.x % CHUNKS_K * CHUNK, depth, s.kernel_w), k, 0, {0, 0, 0}};
 }
 
-// After a barrier. Neighbouring threads copy neighbouring chunks: of a row with K inside, of a row of K with K outside.
+// After a barrier, for the spots. Neighbouring threads copy neighbouring chunks of a line.
 template <Product PRODUCT>
 __device__ __forceinline__ void copy_a(unsigned* tile, const unsigned* a, const Conv& s, const Walk& walk,
                                        const int4* spots)
 {
     constexpr bool K_INSIDE = PRODUCT != WEIGHT_GRAD;
-    constexpr int CHUNKS = K_INSIDE ? LINE_CHUNKS : TILE_M / CHUNK, ROWS = BLOCK / CHUNKS;
+    constexpr int CHUNKS = K_INSIDE ? CHUNKS_K : TILE_M / CHUNK, LINES = BLOCK / CHUNKS;
     const int chunk = threadIdx.x % CHUNKS;
     const Spot tap = spot_of<PRODUCT>(s, walk.tap);
     #pragma unroll
-    for (int i = 0; i < (K_INSIDE ? TILE_M : TILE_K) / ROWS; i++) {
-        const int row = threadIdx.x / CHUNKS + i * ROWS;
-        const int4 at = spots[walk.spots + row];
-        copy_at<PRODUCT>(&tile[place<K_INSIDE ? LINE : TILE_M / PACK>(row, chunk)], a, s, {at.x, at.y, at.z}, tap);
+    for (int i = 0; i < (K_INSIDE ? TILE_M : TILE_K) / LINES; i++) {
+        const int line = threadIdx.x / CHUNKS + i * LINES;
+        const int4 at = spots[walk.spots + line];
+        copy_at<PRODUCT>(&tile[place<K_INSIDE ? WORDS_K : TILE_M / PACK>(line, chunk)], a, s, {at.x, at.y, at.z}, tap);
     }
 }
 
@@ -215,17 +220,17 @@ __device__ __forceinline__ void copy_b(unsigned* tile, const unsigned* b, const 
                                        int k_count)
 {
     constexpr bool K_INSIDE = is_transposed(PRODUCT);
-    constexpr int CHUNKS = K_INSIDE ? LINE_CHUNKS : TILE_N / CHUNK, ROWS = BLOCK / CHUNKS;
+    constexpr int CHUNKS = K_INSIDE ? CHUNKS_K : TILE_N / CHUNK, LINES = BLOCK / CHUNKS;
     const int chunk = threadIdx.x % CHUNKS, column = K_INSIDE ? walk.tap.channel : n + chunk * CHUNK;
     const int position = K_INSIDE ? walk.tap.i * s.kernel_w + walk.tap.j : 0;
     const bool inside = K_INSIDE ? walk.tap.i < s.kernel_h : column < s.filters;
     const int first = K_INSIDE ? position * s.channels + n : walk.k;
-    const int rows = K_INSIDE ? s.channels - n : k_count - walk.k;
+    const int lines = K_INSIDE ? s.channels - n : k_count - walk.k;
     #pragma unroll
-    for (int i = 0; i < (K_INSIDE ? TILE_N : TILE_K) / ROWS; i++) {
-        const int row = threadIdx.x / CHUNKS + i * ROWS;
-        copy(&tile[place<K_INSIDE ? LINE : TILE_N / PACK>(row, chunk)], b, (first + row) * s.filters + column,
-             inside && row < rows);
+    for (int i = 0; i < (K_INSIDE ? TILE_N : TILE_K) / LINES; i++) {
+        const int line = threadIdx.x / CHUNKS + i * LINES;
+        copy(&tile[place<K_INSIDE ? WORDS_K : TILE_N / PACK>(line, chunk)], b, (first + line) * s.filters + column,
+             inside && line < lines);
     }
 }
 
@@ -235,10 +240,12 @@ __device__ __forceinline__ void advance(Walk& walk, const Conv& s, int4* spots)
     walk.k += TILE_K;
     if (PRODUCT != WEIGHT_GRAD) {
         advance(walk.tap, TILE_K, is_transposed(PRODUCT) ? s.filters : s.channels, s.kernel_w);
-    } else {                    // into the other half, which everybody has read before the last barrier
-        walk.spots ^= TILE_K;
+        return;
+    }
+    walk.spots ^= TILE_K;
+    if (threadIdx.x < TILE_K) {         // into the other half, which everybody has read before the last barrier
         advance(walk.pixel, TILE_K, s.out_height, s.out_width);
-        if (threadIdx.x < TILE_K) spots[walk.spots + threadIdx.x] = packed_spot<PRODUCT>(s, walk.pixel);
+        spots[walk.spots + threadIdx.x] = packed_spot<PRODUCT>(s, walk.pixel);
     }
 }
 
@@ -260,7 +267,7 @@ __device__ __forceinline__ void multiply(float (&sums)[MMAS_M][MMAS_N][4], const
     const Part<PRODUCT != WEIGHT_GRAD, TILE_M> left = {tile_a, warp % WARPS_M * WARP_M, lane};
     const Part<is_transposed(PRODUCT), TILE_N> right = {tile_b, warp / WARPS_M * WARP_N, lane};
     #pragma unroll
-    for (int step = 0; step < LINE / 8; step++) {
+    for (int step = 0; step < WORDS_K / 8; step++) {
         unsigned b[MMAS_N / 2][4];
         #pragma unroll
         for (int j = 0; j < MMAS_N / 2; j++) right.template read<false>(b[j], 16 * j, step);
@@ -283,7 +290,7 @@ __device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const 
                                         const unsigned* b, const Conv& s, int m, int n, int k_count, int slice_k)
 {
     extern __shared__ __align__(16) unsigned shared[];
-    constexpr int A_SIZE = TILE_M * LINE, STAGE_SIZE = A_SIZE + TILE_N * LINE;
+    constexpr int A_SIZE = TILE_M * WORDS_K, STAGE_SIZE = A_SIZE + TILE_N * WORDS_K;
     int4* spots = reinterpret_cast<int4*>(&shared[STAGES * STAGE_SIZE]);
     const int k_first = blockIdx.y * slice_k, k_end = min(k_count, k_first + slice_k);
     const int tiles = (k_end - k_first + TILE_K - 1) / TILE_K;
@@ -316,7 +323,7 @@ __device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const 
 __device__ __forceinline__ int tile_m(int n_count) { return blockIdx.x / ((n_count + TILE_N - 1) / TILE_N) * TILE_M; }
 __device__ __forceinline__ int tile_n(int n_count) { return blockIdx.x % ((n_count + TILE_N - 1) / TILE_N) * TILE_N; }
 
-// Hand two neighbouring sums at a time to store(m, n, float2): 4 lanes write one 32-byte sector.
+// Hand two neighbouring sums at a time to store(m, n, float2): 4 lanes write 32 bytes side by side.
 template <class Store>
 __device__ __forceinline__ void each_pair(const float (&sums)[MMAS_M][MMAS_N][4], int m, int n, int m_count,
                                           int n_count, Store store)

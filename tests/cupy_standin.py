@@ -6,9 +6,9 @@ memory is malloc's, and work is done as soon as it is launched, or when the grap
 kernels, with the arguments that CuPy has packed, go to the simulated GPU; CuPy's own are compiled by g++ and computed
 by one thread, its matrix products by NumPy.
 
-So this shows where minunet asks of CuPy what it cannot do, and memory that is another's by now: a graph's launches
-write where they wrote when it was captured, whatever lies there. It does not show what a stream's lateness does
-(tests/asynchronous.py), nor what a GPU computes.
+So this shows where minunet asks of CuPy what it cannot do, and where a graph writes into what is another array's memory
+by now, since it repeats its addresses. It does not show what a stream's lateness does (tests/asynchronous.py), nor what
+a GPU computes.
 
 CuPy's modules call one another by C functions, which stand in `__pyx_capi__` with their signatures: of CuPy 14, written
 for 14.2 (the extra `cupy-standin`). They are exchanged before cupy is imported.
@@ -32,13 +32,14 @@ import cupy_backends.cuda.api.driver as driver
 import cupy_backends.cuda.api.runtime as runtime
 import cupy_backends.cuda.libs
 import numpy as np
+import pytest
 
 os.environ["CUPY_CACHE_IN_MEMORY"] = "1"        # nothing that was compiled here is for a GPU
 os.environ["CUPY_ACCELERATORS"] = ""            # reductions by CuPy's own kernels
 os.environ.pop("CUPY_GPU_MEMORY_LIMIT", None)
 
 PROPERTIES = {"name": b"the computer", "warpSize": 32, "major": 9, "minor": 0, "multiProcessorCount": 132}
-MAJOR, MINOR = 75, 76                           # cudaDevAttrComputeCapabilityMajor and Minor
+ATTRIBUTES = {75: 9, 76: 0}                     # cudaDevAttrComputeCapabilityMajor and Minor
 MEMORY = 100 << 30                              # bytes that it says to have
 
 C_TYPES = {"PyObject *": ctypes.py_object, "intptr_t": ctypes.c_ssize_t, "size_t": ctypes.c_size_t, "int": ctypes.c_int,
@@ -46,10 +47,13 @@ C_TYPES = {"PyObject *": ctypes.py_object, "intptr_t": ctypes.c_ssize_t, "size_t
 libc = ctypes.CDLL(None)
 libc.aligned_alloc.restype, libc.aligned_alloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
-_capsule = ctypes.pythonapi
-_capsule.PyCapsule_GetName.restype, _capsule.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
-_capsule.PyCapsule_SetPointer.argtypes = [ctypes.py_object, ctypes.c_void_p]
-_kept = []                                      # C functions, which nobody else holds
+python = ctypes.pythonapi
+python.PyCapsule_GetName.restype, python.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+python.PyCapsule_SetPointer.argtypes = [ctypes.py_object, ctypes.c_void_p]
+kept = []                                       # C functions, which nobody else holds
+failures = []                                   # of them: C cannot pass an exception on, so the test gets it at its end
+
+assert "cupy" not in sys.modules, "tests/cupy_standin.py comes before cupy: pytest -p tests.cupy_standin"
 
 
 def exchange(module, name=None):
@@ -57,13 +61,21 @@ def exchange(module, name=None):
     def decorate(function):
         called = name or function.__name__
         capsule = module.__pyx_capi__[called]
-        result, arguments = re.fullmatch(r"(.*?) ?\((.*)\)", _capsule.PyCapsule_GetName(capsule).decode()).groups()
+        result, arguments = re.fullmatch(r"(.*?) ?\((.*)\)", python.PyCapsule_GetName(capsule).decode()).groups()
         arguments = [] if arguments == "void" else arguments.split(", ")
-        count = sum("__pyx_" not in argument for argument in arguments)     # Cython adds some of its own
-        kinds = [C_TYPES.get(re.sub(r" __pyx_skip_dispatch$", "", argument), ctypes.c_void_p) for argument in arguments]
-        exchanged = ctypes.PYFUNCTYPE(C_TYPES[result], *kinds)(lambda *given: function(*given[:count]))
-        _kept.append(exchanged)
-        _capsule.PyCapsule_SetPointer(capsule, ctypes.cast(exchanged, ctypes.c_void_p))
+        count = sum("__pyx_" not in argument for argument in arguments)     # Cython adds some at the end
+        kinds = [C_TYPES[argument] for argument in arguments[:count]]
+        kinds += [ctypes.c_void_p if "*" in argument else ctypes.c_int for argument in arguments[count:]]
+
+        def exchanged(*given):
+            try:
+                return function(*given[:count])
+            except BaseException as error:
+                failures.append(error)
+                return None if result == "PyObject *" else 0
+
+        kept.append(ctypes.PYFUNCTYPE(C_TYPES[result], *kinds)(exchanged))
+        python.PyCapsule_SetPointer(capsule, ctypes.cast(kept[-1], ctypes.c_void_p))
         setattr(module, called, function)
         return function
     return decorate
@@ -71,7 +83,7 @@ def exchange(module, name=None):
 
 # ---- memory
 
-blocks, pinned = {}, {}         # bytes by address
+allocations, pinned = {}, {}            # bytes by address
 
 
 def allocate(where, size):
@@ -84,12 +96,12 @@ def allocate(where, size):
 
 @exchange(runtime)
 def malloc(size):
-    return allocate(blocks, size)
+    return allocate(allocations, size)
 
 
 @exchange(runtime)
 def free(address):
-    del blocks[address]
+    del allocations[address]
     libc.free(address)
 
 
@@ -99,23 +111,29 @@ def hostAlloc(size, flags):
 
 
 @exchange(runtime)
+def freeHost(address):
+    del pinned[address]
+    libc.free(address)
+
+
+@exchange(runtime)
 def pointerGetMemoryType(address):
     return int(any(first <= address < first + size for first, size in pinned.items()))
 
 
 @exchange(runtime)
 def memGetInfo():
-    return MEMORY - sum(blocks.values()), MEMORY
+    return MEMORY - sum(allocations.values()), MEMORY
 
 
 def to_the_end(address):
-    """The bytes from an address on to the end of its block; none at 0, where arrays without elements lie."""
+    """The bytes from an address on to the end of its allocation; none at 0, where arrays without elements lie."""
     if not address:
         return b""
-    first = max(first for first in blocks if first <= address)
-    size = blocks[first] - (address - first)
+    first = max((first for first in allocations if first <= address), default=0)
+    size = allocations.get(first, 0) - (address - first)
     if size <= 0:
-        raise RuntimeError(f"a kernel was given {address:#x}, which is in no block of the device")
+        raise RuntimeError(f"a kernel was given {address:#x}, where the device has no memory")
     return (ctypes.c_char * size).from_address(address)
 
 
@@ -162,6 +180,11 @@ def streamSynchronize(stream):
 
 
 @exchange(runtime)
+def deviceSynchronize():
+    assert not captured, "a synchronization within a capture"
+
+
+@exchange(runtime)
 def streamIsCapturing(stream):
     return int(stream in captured)
 
@@ -180,7 +203,7 @@ def streamEndCapture(stream):
 
 
 @exchange(runtime)
-def graphInstantiate(graph):
+def graphInstantiate(graph):            # what can be launched is the graph itself, so graphDestroy does nothing
     return graph
 
 
@@ -199,8 +222,8 @@ def graphLaunch(graph, stream):
 
 for _name, _function in {
     "getDevice": lambda: 0, "getDeviceCount": lambda: 1, "setDevice": nothing, "_ensure_context": nothing,
-    "getDeviceProperties": lambda device: dict(PROPERTIES), "deviceSynchronize": nothing,
-    "deviceGetAttribute": lambda attribute, device: {MAJOR: 9, MINOR: 0}.get(attribute, 1024),
+    "getDeviceProperties": lambda device: dict(PROPERTIES),
+    "deviceGetAttribute": lambda attribute, device: ATTRIBUTES.get(attribute, 1024),        # of any limit enough
     "streamCreate": new, "streamCreateWithFlags": new, "streamCreateWithPriority": new, "streamDestroy": nothing,
     "streamGetPriority": lambda stream: 0, "streamGetFlags": lambda stream: 1, "streamWaitEvent": nothing,
     "eventCreate": new, "eventCreateWithFlags": new, "eventDestroy": nothing, "eventRecord": nothing,
@@ -266,23 +289,33 @@ def of_ours(file, options, name):
         found = to_the_end(address)
         return np.frombuffer(found, dtype, len(found) // dtype.itemsize)
 
-    def argument(parameter, address):
+    def dtype_of(parameter):
         kind = parameter.type
-        dtype = real if kind == "real" else structs[kind] if kind in structs else np.dtype(cuda.TYPES[kind])
-        if not parameter.pointer:
-            return np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype).reshape(()).copy()[()]
-        pointer = ctypes.c_size_t.from_address(address).value
-        if not parameter.many:
-            return array(pointer, dtype)
-        table = map(int, array(pointer, np.dtype("u8")))        # to the end of its block, too
-        return [array(entry, dtype) for entry in table
-                if any(first <= entry < first + size for first, size in blocks.items())]
+        return real if kind == "real" else structs[kind] if kind in structs else np.dtype(cuda.TYPES[kind])
 
-    def work(grid, shared, parameters):
+    def value_of(parameter, address):
+        """What lies there: a number, a struct or a pointer."""
+        dtype = np.dtype("u8") if parameter.pointer else dtype_of(parameter)
+        return np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype).reshape(()).copy()[()]
+
+    def argument(parameter, value):
+        if not parameter.pointer:
+            return value
+        if not parameter.many:
+            return array(int(value), dtype_of(parameter))
+        table = map(int, array(int(value), np.dtype("u8")))     # to the end of its allocation, too
+        return [array(entry, dtype_of(parameter)) for entry in table
+                if any(first <= entry < first + size for first, size in allocations.items())]
+
+    def work(grid, shared, parameters):         # which are gone when a graph runs
         addresses = (ctypes.c_size_t * len(kernel.parameters)).from_address(parameters)
-        arguments = [argument(p, address) for p, address in zip(kernel.parameters, addresses)]
-        # not checked, whatever the test says: an array seems to go on to the end of its block, where others may lie
-        return lambda: Context().run(simulator.launch, cuda.source(file), kernel, defines, grid, arguments, shared)
+        values = [value_of(*given) for given in zip(kernel.parameters, addresses)]
+
+        def launch():       # unchecked, whatever the test says: an array seems to go on to the end of its allocation
+            arguments = [argument(*given) for given in zip(kernel.parameters, values)]
+            Context().run(simulator.launch, cuda.source(file), kernel, defines, grid, arguments, shared)
+
+        return launch
 
     return work
 
@@ -315,18 +348,20 @@ template <class A, class B> static auto min(A a, B b) { return b < a ? b : a; }
 """
 SCAN = "O sum = 0; for (ptrdiff_t i = 0; i < a.size(); i++) out[i] = sum += a[i]; }"
 INCLUDED = Path(cupy_backends.__file__).parents[1] / "cupy" / "_core" / "include"
-folder = tempfile.TemporaryDirectory()
+folder = tempfile.TemporaryDirectory()          # of what g++ makes
+STATUS = pytest.StashKey[int]()
 
 
 def of_cupys(source, name):
-    """A grid of one thread: elementwise kernels loop over what there is, reductions are told that a block has one."""
+    """A grid of one thread. Elementwise kernels loop over what there is. Reductions are written for blocks of 512
+    threads that make _block_stride results at a time: here 1 and 1. The scan of a mask gets another body."""
     signature = re.search(rf'extern "C" __global__ void {re.escape(name)}\((.*?)\)\s*\{{', source, re.DOTALL)[1]
     parameters = re.split(r",(?![^<]*>)", signature)
     types = [re.sub(r"^const ", "", parameter.strip()).rpartition(" ")[0] for parameter in parameters]
     body = re.sub(r"#include <cupy/(?!carray).*", "", source)
     given = [f"*({kind}*)given[{i}]" for i, kind in enumerate(types)]
     if "_type_reduce" in source:
-        body = body.replace("512", "1").replace("if (_block_stride < 1)", "if (false)")
+        body = re.sub(r"\b512\b", "1", body).replace("if (_block_stride < 1)", "if (false)")
         given[[parameter.split()[-1] for parameter in parameters].index("_block_stride")] = "1"
     if name == "cupy_scan_naive":
         body = body[:body.index("__shared__ O smem1")] + SCAN
@@ -353,7 +388,7 @@ class Cublas(types.ModuleType):
 
     def __getattr__(self, name):
         if name.startswith("CUBLAS_"):
-            return {"CUBLAS_OP_N": 0, "CUBLAS_OP_T": 1}.get(name, zlib.crc32(name.encode()) >> 1)
+            return {"CUBLAS_OP_N": 0, "CUBLAS_OP_T": 1}.get(name, zlib.crc32(name.encode()) >> 1)   # others: any
         raise AttributeError(f"tests/cupy_standin.py has no {name} of cuBLAS")
 
     create, destroy, setStream = lambda self: 1, nothing, nothing
@@ -361,7 +396,8 @@ class Cublas(types.ModuleType):
 
     def gemmEx(self, handle, left_transposed, right_transposed, m, n, k, alpha, left, left_type, left_stride, right,
                right_type, right_stride, beta, out, out_type, out_stride, *_):
-        dtype = np.dtype({0: "f4", 1: "f8"}[out_type])
+        assert not captured, "cuBLAS within a capture"
+        dtype = np.dtype({0: "f4", 1: "f8"}[out_type])      # CUDA_R_32F, CUDA_R_64F
 
         def matrix(address, rows, columns, stride, transposed=False):
             """Column by column."""
@@ -379,19 +415,29 @@ cupy_backends.cuda.libs.cublas = Cublas("cupy_backends.cuda.libs.cublas")
 
 from cupy.cuda import compiler  # noqa: E402    now that all is exchanged
 
-from minunet import cuda, simulator  # noqa: E402
+from minunet import backend, cuda, simulator  # noqa: E402
 
 compiler._compile_using_nvrtc_no_warning, compiler._get_nvrtc_version = compiled, lambda: (12, 9)
+backend.cupy()                                  # or an error: the tests would be skipped
 
 
-status = [1]
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    failures.clear()
+    try:
+        return (yield)
+    finally:
+        if failures:                            # which led to whatever else failed
+            raise failures[0]
 
 
-def pytest_sessionfinish(exitstatus):
-    status.append(int(exitstatus))
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[STATUS] = int(exitstatus)
 
 
-def pytest_unconfigure():
+def pytest_unconfigure(config):
     """Ends without CuPy's clearing up, which would call functions of an interpreter that is gone."""
+    folder.cleanup()
     sys.stdout.flush()
-    os._exit(status[-1])
+    os._exit(config.stash.get(STATUS, 1))

@@ -4,12 +4,13 @@ float32 arrays on a GPU or the simulated one, channels last. The operands are ro
 away from zero) where they enter the tensor cores, or beforehand to BF16 (7 bits, ties to even), two in a word, so that
 half as many bytes are copied. Sums and results are float32.
 
-What is decided here, from the shape alone, so that every device computes the same sums in the same order:
-the tile that a block owns, and into how many slices the sum is cut.
+What is decided here, from the shape alone, so that every device cuts the same sums the same way: the tile that a block
+owns, and into how many slices the sum is cut.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,9 @@ from minunet.geometry import Geometry, Pair
 PRECISIONS = ("tf32", "bf16")
 COPY = {"tf32": 4, "bf16": 8}       # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
 LINE = 128                  # bytes of K that a block multiplies at a time
-BLOCKS = 264                # what a large GPU holds at a time, 2 on each of 132 multiprocessors; below, the sum is cut
-STEPS = 8                   # but a slice is at least so many tiles long
-WASTE = 1.25                # a tile covers at most so many times as many results as the tile that covers the fewest
-IMAGE_SLICES = 4            # of forward and transposed, whose slices are as large as an image
+BLOCKS = 264                # what a large GPU holds at a time, 2 on each of 132 multiprocessors: a wave
+FILL = 4                    # steps that a block's beginning and end take
+IMAGE_SLICES = 8            # at most, of forward and transposed, whose slices are as large as an image
 
 
 class Tile(NamedTuple):
@@ -41,7 +41,9 @@ class Tile(NamedTuple):
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory: both operands' tiles for each stage, and where the rows of the image lie."""
+        """Bytes of shared memory: both operands' tiles for each stage, and a table of the rows of the image that a tile
+        has, or two of those of a step.
+        """
         return self.stages * (self.m + self.n) * LINE + 16 * max(self.m, 2 * depth("bf16"))
 
     def covered(self, m: int, n: int) -> int:
@@ -80,16 +82,25 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, m: int, n: int, k: int, most: int, precision: str) -> Plan:
-        """The largest tile that wastes little and makes BLOCKS blocks, in at most so many slices of K."""
-        steps = -(-k // depth(precision))
-        least = min(tile.covered(m, n) for tile in TILES)
-        for tile in TILES:
-            blocks = tile.covered(m, n) // (tile.m * tile.n)
-            slices = max(1, min(most, steps // STEPS, -(-BLOCKS // max(blocks, 1))))
-            if tile.covered(m, n) <= WASTE * least and blocks * slices >= BLOCKS:
-                break
-        length = max(1, -(-steps // slices)) * depth(precision)
-        return cls(tile, m, n, max(1, -(-k // length)), length)         # no slice is empty
+        """The tile, and at most so many slices of K, with the fewest bytes to copy and to add up, idle blocks counted.
+
+        What a block copies comes out of the second-level cache, whose speed is the limit (kernels/conv_tensorcore.cu).
+        """
+        tile, slices, steps = _cheapest(m, n, max(1, -(-k // depth(precision))), most, TILES)
+        return cls(tile, m, n, slices, steps * depth(precision))
+
+
+@lru_cache(maxsize=1024)
+def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...]) -> tuple[Tile, int, int]:
+    """The tile, the number of slices, none empty, and how many steps each is long."""
+    def cost(cut: tuple[Tile, int, int]) -> int:
+        tile, slices, length = cut
+        waves = -(-tile.covered(m, n) // (tile.m * tile.n) * slices // BLOCKS)
+        added = 2 * 4 * slices * m * n if slices > 1 else 0
+        return waves * BLOCKS * (length + FILL) * (tile.m + tile.n) * LINE + added
+
+    lengths = sorted({-(-steps // slices) for slices in range(1, min(most, steps) + 1)}, reverse=True)
+    return min(((tile, -(-steps // length), length) for tile in tiles for length in lengths), key=cost)
 
 
 def fits(channels: int, filters: int, precision: str) -> bool:

@@ -132,8 +132,7 @@ def test_slices_give_the_same_sums(device, monkeypatch):
                 im2col.transposed(w, geometry, y, size) + bias_x, im2col.weight_grad(geometry, x, y))
     found = set()
     monkeypatch.setattr(tensor_cores, "TILES", (SMALL,))
-    for steps, images in ((10**6, 1), (1, 2), (1, 4), (2, 100), (3, 100), (1, 100)):
-        monkeypatch.setattr(tensor_cores, "STEPS", steps)
+    for images in (1, 2, 3, 4, 100):
         monkeypatch.setattr(tensor_cores, "IMAGE_SLICES", images)
         found.add(Plan.of(2 * 7 * 11, 28, 9 * 36, images, "tf32").slices)
         for result, exact in zip(computed(device, all_three, x, w, y, bias_y, bias_x), expected, strict=True):
@@ -273,13 +272,16 @@ def test_a_plan_covers_the_product_once(m, n, k, most, precision):
 
 
 @pytest.mark.parametrize("m, n, k, most, tile", [
-    (8 * 256**2, 64, 9 * 64, 4, (256, 64)), (8 * 128**2, 128, 9 * 64, 4, (128, 128)),
-    (8 * 16**2, 1024, 9 * 512, 4, (128, 128)), (16**2, 1024, 9 * 512, 4, (64, 64)),
-    (9 * 64, 64, 8 * 256**2, 264, (128, 64)), (9 * 64, 128, 8 * 128**2, 264, (128, 128))])
-def test_the_tiles_of_the_unet(m, n, k, most, tile):
-    """Base 64: images of some levels, of a batch of 8 and the lowest of a single image; weight gradients."""
+    (8 * 256**2, 64, 9 * 64, 8, (256, 64)), (8 * 128**2, 128, 9 * 64, 8, (128, 128)),
+    (8 * 32**2, 512, 9 * 512, 8, (128, 128)), (8 * 16**2, 1024, 9 * 1024, 8, (128, 128)),
+    (128**2, 128, 9 * 128, 8, None), (32**2, 512, 9 * 512, 8, None), (16**2, 1024, 9 * 1024, 8, None),
+    (9 * 64, 64, 8 * 256**2, 264, None), (9 * 128, 128, 8 * 128**2, 264, None), (9 * 256, 256, 8 * 64**2, 264, None)])
+def test_the_last_wave_of_the_unets_blocks_is_nearly_full(m, n, k, most, tile):
+    """Base 64: images of a batch of 8, with the largest tile for their filters, and of one, and weight gradients."""
     for precision in tensor_cores.PRECISIONS:
-        assert Plan.of(m, n, k, most, precision).tile[:2] == tile
+        plan = Plan.of(m, n, k, most, precision)
+        waves = plan.blocks[0] * plan.slices / tensor_cores.BLOCKS
+        assert tile in (None, plan.tile[:2]) and waves / np.ceil(waves) > 0.93
 
 
 def test_whatever_is_launched_is_stated():
