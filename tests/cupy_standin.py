@@ -1,4 +1,4 @@
-"""CuPy itself, without a GPU: `pytest -m gpu -p tests.cupy_standin` runs the tests of the device cuda.
+"""CuPy itself without a GPU: `python -m pytest -m gpu -p tests.cupy_standin` runs the tests of the device cuda.
 
 Arrays, the memory pool, streams, graphs, pinned memory and whatever else is CuPy's own are the real ones. What they
 call underneath, CUDA's runtime and driver, is exchanged for the functions below. Their device is the computer: its
@@ -53,7 +53,7 @@ python.PyCapsule_SetPointer.argtypes = [ctypes.py_object, ctypes.c_void_p]
 kept = []                                       # C functions, which nobody else holds
 failures = []                                   # of them: C cannot pass an exception on, so the test gets it at its end
 
-assert "cupy" not in sys.modules, "tests/cupy_standin.py comes before cupy: pytest -p tests.cupy_standin"
+assert "cupy" not in sys.modules, "tests/cupy_standin.py comes before cupy: python -m pytest -p tests.cupy_standin"
 
 
 def exchange(module, name=None):
