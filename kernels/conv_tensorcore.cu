@@ -65,7 +65,7 @@ constexpr int TILE_K = WORDS_K * PACK;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / (4 / WARPS_M), MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
 static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
-static_assert(BLOCK % (TILE_M / CHUNK) == 0 && BLOCK % (TILE_N / CHUNK) == 0, "chunks of a row do not fit the threads");
+static_assert(BLOCK % (TILE_M / CHUNK) == 0 && BLOCK % (TILE_N / CHUNK) == 0, "a line does not fit the threads");
 static_assert(STAGES >= 2, "nothing to copy into while a tile is multiplied");
 
 enum Product { FORWARD, TRANSPOSED, TRANSPOSED_STRIDED, WEIGHT_GRAD };
@@ -119,8 +119,8 @@ struct Part {
 
 // ---- where copies read
 
-// An index into the image, and its row and column there: that of a window or pixel, or what a tap adds to it. (With
-// strides, of transposed: instead of the index the number of the image, and of the filter.)
+// An index into the image, and its row and column there: that of a window or pixel, or what a tap adds to it. With
+// strides, transposed has no index until it knows the window: that of a pixel is the number of its image.
 struct Spot { int index, row, column; };
 
 // Of the pixels that PRODUCT walks: those of x, counted from the padding, if it is transposed; else windows over x.
@@ -140,7 +140,6 @@ __device__ __forceinline__ Spot spot_of(const Conv& s, Tap tap)
 {
     if (tap.i >= s.kernel_h) return {0, NOWHERE, 0};
     const int row = tap.i * s.dilation_h, column = tap.j * s.dilation_w;
-    if (PRODUCT == TRANSPOSED_STRIDED) return {tap.channel, -row, -column};
     if (PRODUCT == TRANSPOSED) return {tap.channel - (row * s.out_width + column) * s.filters, -row, -column};
     return {tap.channel + (row * s.width + column) * s.channels, row, column};
 }
@@ -156,16 +155,10 @@ template <Product PRODUCT>
 __device__ __forceinline__ void copy_at(unsigned* to, const unsigned* image, const Conv& s, const Spot& at,
                                         const Spot& tap)
 {
-    const int row = at.row + tap.row, column = at.column + tap.column;
-    if (PRODUCT == TRANSPOSED_STRIDED) {
-        const int oh = window_at(row, s.stride_h, s.out_height), ow = window_at(column, s.stride_w, s.out_width);
-        const int index = ((at.index * s.out_height + oh) * s.out_width + ow) * s.filters + tap.index;
-        copy(to, image, index, oh >= 0 && ow >= 0);
-    } else {
-        const int height = PRODUCT == TRANSPOSED ? s.out_height : s.height;
-        const int width = PRODUCT == TRANSPOSED ? s.out_width : s.width;
-        copy(to, image, at.index + tap.index, within(row, height) && within(column, width));
-    }
+    const int height = PRODUCT == TRANSPOSED ? s.out_height : s.height;
+    const int width = PRODUCT == TRANSPOSED ? s.out_width : s.width;
+    const bool inside = within(at.row + tap.row, height) && within(at.column + tap.column, width);
+    copy(to, image, at.index + tap.index, inside);
 }
 
 // ---- the matrix product
@@ -210,7 +203,13 @@ __device__ __forceinline__ void copy_a(unsigned* tile, const unsigned* a, const 
     for (int i = 0; i < (K_INSIDE ? TILE_M : TILE_K) / LINES; i++) {
         const int line = threadIdx.x / CHUNKS + i * LINES;
         const int4 at = spots[walk.spots + line];
-        copy_at<PRODUCT>(&tile[place<K_INSIDE ? WORDS_K : TILE_M / PACK>(line, chunk)], a, s, {at.x, at.y, at.z}, tap);
+        unsigned* to = &tile[place<K_INSIDE ? WORDS_K : TILE_M / PACK>(line, chunk)];
+        if (PRODUCT == TRANSPOSED_STRIDED) {
+            const int index = window_over(s, {at.x, at.y, at.z}, walk.tap);
+            copy(to, a, max(index, 0), index >= 0);
+        } else {
+            copy_at<PRODUCT>(to, a, s, {at.x, at.y, at.z}, tap);
+        }
     }
 }
 

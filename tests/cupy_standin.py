@@ -26,6 +26,7 @@ import tempfile
 import types
 import zlib
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 
 import cupy_backends.cuda.api.driver as driver
@@ -94,26 +95,15 @@ def allocate(where, size):
     return address
 
 
-@exchange(runtime)
-def malloc(size):
-    return allocate(allocations, size)
-
-
-@exchange(runtime)
-def free(address):
-    del allocations[address]
+def release(where, address):
+    del where[address]
     libc.free(address)
 
 
-@exchange(runtime)
-def hostAlloc(size, flags):
-    return allocate(pinned, size)
-
-
-@exchange(runtime)
-def freeHost(address):
-    del pinned[address]
-    libc.free(address)
+exchange(runtime, "malloc")(partial(allocate, allocations))
+exchange(runtime, "free")(partial(release, allocations))
+exchange(runtime, "hostAlloc")(lambda size, flags: allocate(pinned, size))
+exchange(runtime, "freeHost")(partial(release, pinned))
 
 
 @exchange(runtime)
@@ -423,12 +413,13 @@ backend.cupy()                                  # or an error: the tests would b
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
-    failures.clear()
     try:
         return (yield)
     finally:
-        if failures:                            # which led to whatever else failed
-            raise failures[0]
+        found = failures[:1]                    # also of its fixtures; it led to whatever else failed
+        failures.clear()
+        if found:
+            raise found[0]
 
 
 @pytest.hookimpl(trylast=True)
