@@ -6,7 +6,7 @@ from hypothesis import settings
 from minunet import backend
 from minunet.errors import UserError
 
-collect_ignore = ["cupy_standin.py"]        # a plugin, which needs CuPy: no doctests are looked for there
+collect_ignore = ["cupy_standin"]       # a plugin, which needs CuPy: no doctests are looked for there
 
 settings.register_profile("minunet", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("minunet")
