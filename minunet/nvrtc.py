@@ -233,6 +233,9 @@ def _library() -> ctypes.CDLL:
                     key=lambda path: path.name)
     for path in (*map(str, wheels), *SYSTEM):
         try:
+            if path not in SYSTEM:
+                for builtins in Path(path).parent.glob("libnvrtc-builtins.so.*"):
+                    ctypes.CDLL(str(builtins))          # which NVRTC 13.0 does not look for beside itself
             library = ctypes.CDLL(path)
         except OSError:
             continue

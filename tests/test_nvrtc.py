@@ -20,6 +20,9 @@ from minunet.errors import UserError
 
 FILES = sorted(path.stem for path in cuda.folder().glob("*.cu"))
 LATE = 90       # the architecture of every further compilation: one GPU of today
+# Bytes that a thread may write to memory for want of registers, and as many that it may read. NVRTC 13.5 keeps up to 8
+# of the numbers that a 256 x 64 tile of rung 3 decodes once there, and reads them once in 512 multiply-adds.
+SPILLED = {12: 0, 13: 32}
 PTX = {"f4": ".f32", "f8": ".f64", "i4": ".u32", "u4": ".u32", "i8": ".u64", "u8": ".u64", "u1": ".u8", "i1": ".u8",
        "b1": ".u8"}
 
@@ -74,7 +77,7 @@ def faults(compiled, real):
             found.append(f"{name}: {kernel.shared} bytes of static shared memory")
         elif nvrtc.occupancy(stated[name].threads, kernel.registers, kernel.shared, compiled.arch).blocks == 0:
             found.append(f"{name}: no block fits into a multiprocessor")
-        if real == "float" and kernel.spill_stores + kernel.spill_loads:
+        if real == "float" and max(kernel.spill_stores, kernel.spill_loads) > SPILLED[nvrtc.version()[0]]:
             found.append(f"{name}: spills {kernel.spill_stores} bytes, reloads {kernel.spill_loads}")
     return found
 
@@ -298,15 +301,19 @@ def test_without_nvrtc_it_is_told_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("folder, library", [("cuda_nvrtc", "libnvrtc.so.12"), ("cu13", "libnvrtc.so.13")])
 def test_wheels_are_searched(monkeypatch, tmp_path, folder, library):
-    """Where the wheels of CUDA 12 and 13 have it, the older one before the newer, and both before the system's."""
-    tried = []
+    """Where the wheels of CUDA 12 and 13 have it, the older one before the newer, and both before the system's; what it
+    needs from beside it comes first.
+    """
+    builtins, tried = tmp_path / folder / "lib" / "libnvrtc-builtins.so.13.0", []
 
     def load(path):
         tried.append(path)
-        raise OSError
+        if path != str(builtins):
+            raise OSError
     for name, file in {"cu14": "libnvrtc.so.14", folder: library, "cuda_runtime": "libcudart.so.12"}.items():
         (tmp_path / name / "lib").mkdir(parents=True)
         (tmp_path / name / "lib" / file).touch()
+    builtins.touch()
     nvrtc._library.cache_clear()
     monkeypatch.setattr(nvrtc.importlib.util, "find_spec",
                         lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
@@ -316,7 +323,8 @@ def test_wheels_are_searched(monkeypatch, tmp_path, folder, library):
             nvrtc.version()
     finally:
         nvrtc._library.cache_clear()
-    assert tried == [str(tmp_path / folder / "lib" / library), str(tmp_path / "cu14/lib/libnvrtc.so.14"), *nvrtc.SYSTEM]
+    assert tried == [str(builtins), str(builtins.with_name(library)), str(tmp_path / "cu14/lib/libnvrtc.so.14"),
+                     *nvrtc.SYSTEM]
 
 
 def test_variants_are_read(planted):
