@@ -322,34 +322,34 @@ __device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const 
 __device__ __forceinline__ int tile_m(int n_count) { return blockIdx.x / ((n_count + TILE_N - 1) / TILE_N) * TILE_M; }
 __device__ __forceinline__ int tile_n(int n_count) { return blockIdx.x % ((n_count + TILE_N - 1) / TILE_N) * TILE_N; }
 
-// Hand two neighbouring sums at a time to store(m, n, float2): 4 lanes write 32 bytes side by side.
-template <class Store>
-__device__ __forceinline__ void each_pair(const float (&sums)[MMAS_M][MMAS_N][4], int m, int n, int m_count,
-                                          int n_count, Store store)
+// Where a column of the product goes, in a row of what is stored, and the channel whose bias it gets.
+struct Column { int offset, channel; };
+
+// Store the sums below m_count and n_count [+ bias] [then ReLU], that of a row and a column at row_at(row) +
+// column_at(column).offset, two neighbouring columns at a time: 4 lanes write 32 bytes side by side.
+template <class RowAt, class ColumnAt>
+__device__ __forceinline__ void store(const float (&sums)[MMAS_M][MMAS_N][4], float* out, int m, int n, int m_count,
+                                      int n_count, const float* bias, int with_relu, RowAt row_at, ColumnAt column_at)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     m += warp % WARPS_M * WARP_M + g;
     n += warp / WARPS_M * WARP_N + 2 * t;
+    int rows[2 * MMAS_M];
+    #pragma unroll
+    for (int i = 0; i < 2 * MMAS_M; i++) rows[i] = row_at(min(m + 8 * i, m_count - 1));
     #pragma unroll
     for (int j = 0; j < MMAS_N; j++) {
+        if (n + 8 * j >= n_count) break;
+        const Column column = column_at(n + 8 * j);
+        const float2 added = bias ? *reinterpret_cast<const float2*>(bias + column.channel) : make_float2(0, 0);
         #pragma unroll
-        for (int i = 0; i < MMAS_M; i++) {
-            #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int row = m + 16 * i + 8 * half, column = n + 8 * j;
-                if (row < m_count && column < n_count)
-                    store(row, column, make_float2(sums[i][j][2 * half], sums[i][j][2 * half + 1]));
-            }
+        for (int i = 0; i < 2 * MMAS_M; i++) {
+            const float* pair = &sums[i / 2][j][i % 2 * 2];
+            float2 value = make_float2(pair[0] + added.x, pair[1] + added.y);
+            if (with_relu) value = make_float2(relu_of(value.x), relu_of(value.y));
+            if (m + 8 * i < m_count) *reinterpret_cast<float2*>(out + rows[i] + column.offset) = value;
         }
     }
-}
-
-__device__ __forceinline__ void store_pair(float* y, float2 value) { *reinterpret_cast<float2*>(y) = value; }
-
-__device__ __forceinline__ float2 plus(float2 value, const float* bias)
-{
-    const float2 b = *reinterpret_cast<const float2*>(bias);
-    return make_float2(value.x + b.x, value.y + b.y);
 }
 
 // y = A x [+ bias] [then ReLU]; with several slices y is (slices, pixels, filters), and has neither.
@@ -361,12 +361,8 @@ conv_forward(const unsigned* __restrict__ x, const unsigned* __restrict__ weight
     const int m = tile_m(n_count), n = tile_n(n_count);
     float sums[MMAS_M][MMAS_N][4] = {};
     product<FORWARD>(sums, x, weight, s, m, n, s.kernel_h * s.kernel_w * s.channels, slice_k);
-    float* slice = y + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
-        if (with_bias) pair = plus(pair, bias + column);
-        if (with_relu) pair = make_float2(relu_of(pair.x), relu_of(pair.y));
-        store_pair(&slice[(size_t)row * n_count + column], pair);
-    });
+    store(sums, y + (size_t)blockIdx.y * m_count * n_count, m, n, m_count, n_count, with_bias ? bias : nullptr,
+          with_relu, [&](int row) { return row * n_count; }, [](int column) { return Column{column, column}; });
 }
 
 // x = A^T y [+ bias]; with several slices x is (slices, pixels, channels), without bias.
@@ -385,18 +381,15 @@ conv_transposed(const unsigned* __restrict__ y, const unsigned* __restrict__ wei
         product<TRANSPOSED>(sums, y, weight, s, m, n, k_count, slice_k);
     else
         product<TRANSPOSED_STRIDED>(sums, y, weight, s, m, n, k_count, slice_k);
-    float* slice = x + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
-        const Tap at = tap_at(column, channels, patch_w);               // of the patch, and the channel in x
-        if (with_bias) pair = plus(pair, bias + at.channel);
-        if (patch_h * patch_w > 1) {
-            const int line = row / s.width, w = row % s.width;          // line: of all images, one below the other
-            const size_t pixel = ((size_t)line * patch_h + at.i) * s.width * patch_w + w * patch_w + at.j;
-            store_pair(&slice[pixel * channels + at.channel], pair);
-        } else {
-            store_pair(&slice[(size_t)row * n_count + column], pair);
-        }
-    });
+    const bool patched = patch_h * patch_w > 1;
+    store(sums, x + (size_t)blockIdx.y * m_count * n_count, m, n, m_count, n_count, with_bias ? bias : nullptr, 0,
+          [&](int row) {                                // the first pixel of its patch, or the pixel itself
+              return (patched ? row / s.width * patch_h * s.width * patch_w + row % s.width * patch_w : row) * channels;
+          },
+          [&](int column) {                             // a pixel of the patch, and a channel
+              const Tap at = tap_at(column, channels, patch_w);
+              return Column{(at.i * s.width * patch_w + at.j) * channels + at.channel, at.channel};
+          });
 }
 
 // dw = the gradient of <y, A x> with respect to the weight; with several slices dw is (slices, KH, KW, C, F).
@@ -408,8 +401,6 @@ conv_weight_grad(const unsigned* __restrict__ x, const unsigned* __restrict__ y,
     const int m = tile_m(n_count), n = tile_n(n_count);
     float sums[MMAS_M][MMAS_N][4] = {};
     product<WEIGHT_GRAD>(sums, x, y, s, m, n, s.images * s.out_height * s.out_width, slice_k);
-    float* slice = dw + (size_t)blockIdx.y * m_count * n_count;
-    each_pair(sums, m, n, m_count, n_count, [&](int row, int column, float2 pair) {
-        store_pair(&slice[(size_t)row * n_count + column], pair);
-    });
+    store(sums, dw + (size_t)blockIdx.y * m_count * n_count, m, n, m_count, n_count, nullptr, 0,
+          [&](int row) { return row * n_count; }, [](int column) { return Column{column, column}; });
 }
