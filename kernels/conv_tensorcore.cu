@@ -15,13 +15,14 @@
 // given as TF32, or with -DBF16=1 two neighbouring BF16 (bf16.cu makes them); sums and results are float32.
 //
 // A product makes 2*M*N*K FLOP, writes M*N*4 bytes and copies M*K*N/TILE_N + K*N*M/TILE_M numbers into its blocks, most
-// of them out of the second-level cache: with 128 x 128 tiles 32 FLOP for a byte in TF32, 64 in BF16.
+// of them out of the second-level cache: with 256 x 128 tiles 43 FLOP for a byte in TF32, 85 in BF16; with 128 x 128
+// tiles 32 and 64.
 //
-// A block of 4 warps owns TILE_M x TILE_N outputs, a warp a part of at most 64 x 64, in registers. K is walked in steps
-// of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on their
-// way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. A chunk must lie in
-// one pixel, so the numbers of channels and filters are multiples of 4 (BF16: 8). They need not be multiples of a tile,
-// nor need the pixels: the rest of a tile is filled with zeros.
+// A block of 4 or 8 warps owns TILE_M x TILE_N outputs, a warp a part of at most 64 x 64, in registers. K is walked in
+// steps of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on
+// their way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. A chunk must
+// lie in one pixel, so the numbers of channels and filters are multiples of 4 (BF16: 8). They need not be multiples of
+// a tile, nor need the pixels: the rest of a tile is filled with zeros.
 //
 // Two layouts of a tile, by the index that lies contiguous, and how a warp reads fragments from it (ptx.cuh):
 //
@@ -39,10 +40,11 @@
 // weight gradient, with few outputs and millions of pixels, fills a GPU. No atomics, so the same bits in every run.
 //
 // Sources: NVIDIA, CUTLASS, "Implicit GEMM Convolution"; Markidis et al., NVIDIA tensor core programmability (2018).
-// variants: TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=0; TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=1
-// variants: TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=0; TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=1
-// variants: TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0; TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=1
-// variants: TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0; TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=1
+// variants: BLOCK=256 TILE_M=256 TILE_N=128 WARPS_M=4 STAGES=3 BF16=0|1
+// variants: BLOCK=128 TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=0|1
+// variants: BLOCK=128 TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=0|1
+// variants: BLOCK=128 TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0|1
+// variants: BLOCK=128 TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0|1
 #include "common.cuh"
 #include "conv.cuh"
 #include "pointwise.cuh"
@@ -50,6 +52,7 @@
 #include "taps.cuh"
 
 #ifndef TILE_M
+#define BLOCK 128
 #define TILE_M 128
 #define TILE_N 128
 #define WARPS_M 2
@@ -57,12 +60,13 @@
 #define BF16 0
 #endif
 
-constexpr int BLOCK = 128;                              // threads: 4 warps, WARPS_M of them along M
+constexpr int WARPS_N = BLOCK / 32 / WARPS_M;           // warps side by side; WARPS_M of them below one another
+constexpr int RESIDENT = 256 / BLOCK;                   // blocks that share a multiprocessor's 65536 registers
 constexpr int PACK = BF16 ? 2 : 1;                      // numbers of a word
 constexpr int CHUNK = 4 * PACK;                         // numbers of a copy
 constexpr int WORDS_K = 32, CHUNKS_K = WORDS_K / 4;     // of K, multiplied at a time
 constexpr int TILE_K = WORDS_K * PACK;
-constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / (4 / WARPS_M), MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
+constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
 static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
 static_assert(BLOCK % (TILE_M / CHUNK) == 0 && BLOCK % (TILE_N / CHUNK) == 0, "a line does not fit the threads");
@@ -163,31 +167,33 @@ __device__ __forceinline__ void copy_at(unsigned* to, const unsigned* image, con
 
 // ---- the matrix product
 
-// Where this thread's next copies begin: its tap of a, fixed where K is pixels; the tile's first k; where their half of
-// the table of spots begins (always 0 where K is taps); and where K is pixels, the one whose spot the thread writes.
-struct Walk { Tap tap; int k, spots; Pixel pixel; };
+// Where this thread's next copies begin: its tap of a, fixed where K is pixels; the tile's first k; and where their
+// half of the table of spots begins (always 0 where K is taps).
+struct Walk { Tap tap; int k, spots; };
 
-template <Product PRODUCT>
-__device__ __forceinline__ int4 packed_spot(const Conv& s, const Pixel& pixel)
+// Put the spots of COUNT pixels into the table, from number `first` on.
+template <Product PRODUCT, int COUNT>
+__device__ __forceinline__ void write_spots(int4* spots, const Conv& s, int first)
 {
-    const Spot spot = spot_of<PRODUCT>(s, pixel);
-    return make_int4(spot.index, spot.row, spot.column, 0);
+    const int height = is_transposed(PRODUCT) ? s.height : s.out_height;
+    const int width = is_transposed(PRODUCT) ? s.width : s.out_width;
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < COUNT; i += BLOCK) {
+        const Spot spot = spot_of<PRODUCT>(s, pixel_at(first + i, height, width));
+        spots[i] = make_int4(spot.index, spot.row, spot.column, 0);
+    }
 }
 
 template <Product PRODUCT>
 __device__ __forceinline__ Walk start(const Conv& s, int4* spots, int k, int m)
 {
     if (PRODUCT == WEIGHT_GRAD) {
-        const Pixel pixel = pixel_at(k + threadIdx.x, s.out_height, s.out_width);
-        if (threadIdx.x < TILE_K) spots[threadIdx.x] = packed_spot<PRODUCT>(s, pixel);
-        return {tap_at(m + threadIdx.x % (TILE_M / CHUNK) * CHUNK, s.channels, s.kernel_w), k, 0, pixel};
+        write_spots<PRODUCT, TILE_K>(spots, s, k);
+        return {tap_at(m + threadIdx.x % (TILE_M / CHUNK) * CHUNK, s.channels, s.kernel_w), k, 0};
     }
-    const int height = is_transposed(PRODUCT) ? s.height : s.out_height;
-    const int width = is_transposed(PRODUCT) ? s.width : s.out_width;
-    for (int row = threadIdx.x; row < TILE_M; row += BLOCK)
-        spots[row] = packed_spot<PRODUCT>(s, pixel_at(m + row, height, width));
+    write_spots<PRODUCT, TILE_M>(spots, s, m);
     const int depth = is_transposed(PRODUCT) ? s.filters : s.channels;
-    return {tap_at(k + threadIdx.x % CHUNKS_K * CHUNK, depth, s.kernel_w), k, 0, {0, 0, 0}};
+    return {tap_at(k + threadIdx.x % CHUNKS_K * CHUNK, depth, s.kernel_w), k, 0};
 }
 
 // After a barrier, for the spots. Neighbouring threads copy neighbouring chunks of a line.
@@ -241,11 +247,8 @@ __device__ __forceinline__ void advance(Walk& walk, const Conv& s, int4* spots)
         advance(walk.tap, TILE_K, is_transposed(PRODUCT) ? s.filters : s.channels, s.kernel_w);
         return;
     }
-    walk.spots ^= TILE_K;
-    if (threadIdx.x < TILE_K) {         // into the other half, which everybody has read before the last barrier
-        advance(walk.pixel, TILE_K, s.out_height, s.out_width);
-        spots[walk.spots + threadIdx.x] = packed_spot<PRODUCT>(s, walk.pixel);
-    }
+    walk.spots ^= TILE_K;               // the other half, which everybody has read before the last barrier
+    write_spots<PRODUCT, TILE_K>(spots + walk.spots, s, walk.k);
 }
 
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
@@ -305,15 +308,14 @@ __device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const 
         if (stage < tiles) copy_tile(stage);
         cp_async_commit();
     }
-    int full = 0, empty = STAGES - 1;                   // the stage to multiply, the stage to fill
+    int full = 0;                                       // the stage to multiply; the one before it is free again
     for (int tile = 0; tile < tiles; tile++) {
         cp_async_wait<STAGES - 2>();                    // my copies of this tile are there ...
         __syncthreads();                                // ... and everybody's; and everybody has read the last tile
-        if (tile + STAGES - 1 < tiles) copy_tile(empty);
+        if (tile + STAGES - 1 < tiles) copy_tile(full == 0 ? STAGES - 1 : full - 1);
         cp_async_commit();
         multiply<PRODUCT>(sums, &shared[full * STAGE_SIZE], &shared[full * STAGE_SIZE + A_SIZE]);
         full = full + 1 == STAGES ? 0 : full + 1;
-        empty = empty + 1 == STAGES ? 0 : empty + 1;
     }
 }
 
@@ -353,7 +355,7 @@ __device__ __forceinline__ void store(const float (&sums)[MMAS_M][MMAS_N][4], fl
 }
 
 // y = A x [+ bias] [then ReLU]; with several slices y is (slices, pixels, filters), and has neither.
-KERNEL __launch_bounds__(BLOCK, 2)
+KERNEL __launch_bounds__(BLOCK, RESIDENT)
 conv_forward(const unsigned* __restrict__ x, const unsigned* __restrict__ weight, const float* __restrict__ bias,
              float* __restrict__ y, Conv s, int with_bias, int with_relu, int slice_k)
 {
@@ -370,7 +372,7 @@ conv_forward(const unsigned* __restrict__ x, const unsigned* __restrict__ weight
 // Windows that tile the image side by side need no gathering: each makes its own patch_h x patch_w pixels from its own
 // filters alone. That is a 1 x 1 convolution, with patch_h*patch_w*C channels, whose numbers are stored as patches:
 // s is the shape of that 1 x 1 convolution. Otherwise patch_h = patch_w = 1.
-KERNEL __launch_bounds__(BLOCK, 2)
+KERNEL __launch_bounds__(BLOCK, RESIDENT)
 conv_transposed(const unsigned* __restrict__ y, const unsigned* __restrict__ weight, const float* __restrict__ bias,
                 float* __restrict__ x, Conv s, int patch_h, int patch_w, int with_bias, int slice_k)
 {
@@ -393,7 +395,7 @@ conv_transposed(const unsigned* __restrict__ y, const unsigned* __restrict__ wei
 }
 
 // dw = the gradient of <y, A x> with respect to the weight; with several slices dw is (slices, KH, KW, C, F).
-KERNEL __launch_bounds__(BLOCK, 2)
+KERNEL __launch_bounds__(BLOCK, RESIDENT)
 conv_weight_grad(const unsigned* __restrict__ x, const unsigned* __restrict__ y, float* __restrict__ dw, Conv s,
                  int slice_k)
 {

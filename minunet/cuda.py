@@ -74,12 +74,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as its source states it."""
+    """A kernel as its source states it. bounds: its threads, by the name of their constant if they have one."""
 
     file: str
     name: str
+    bounds: str
     threads: int
     parameters: tuple[Parameter, ...]
+
+    def compiled_with(self, constants: Mapping[str, Any]) -> Kernel:
+        """What it is with these constants, of which one may say how many threads a block has."""
+        return replace(self, threads=int(constants[self.bounds])) if self.bounds in constants else self
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def parse(file: str, text: str) -> dict[str, Kernel]:
     for bounds, name, parameters in _KERNEL.findall(text):
         threads = int(bounds) if bounds.isdecimal() else constants[bounds]
         listed = tuple(_parameter(" ".join(p.split())) for p in parameters.split(",") if p.strip())
-        found[name] = Kernel(file, name, threads, listed)
+        found[name] = Kernel(file, name, bounds, threads, listed)
     return found
 
 
@@ -175,6 +180,16 @@ def structs_of(file: str) -> dict[str, np.dtype]:
     text = re.sub(r"//[^\n]*", "", source(file))
     return {name: np.dtype([(field, np.int32) for field in re.findall(r"(\w+)\s*[,;]", fields)])
             for name, fields in _STRUCT.findall(text)}
+
+
+def shared_memory(device: str) -> int:
+    """Bytes of shared memory that a block may have, on cuda or sim."""
+    return simulator.MAX_SHARED if device == "sim" else _shared_memory(cupy().cuda.Device().id)
+
+
+@lru_cache(maxsize=None)
+def _shared_memory(device: int) -> int:
+    return int(cupy().cuda.runtime.getDeviceProperties(device)["sharedMemPerBlockOptin"])
 
 
 @lru_cache(maxsize=None)
@@ -202,7 +217,7 @@ def launch(kernel: str, *arguments: Any, threads: int | None = None, blocks: tup
     file, _, name = kernel.partition(".")
     if name not in kernels_of(file):
         raise KernelError(f"kernels/{file}.cu has no kernel {name!r}; it has {', '.join(kernels_of(file))}")
-    stated = kernels_of(file)[name]
+    stated = kernels_of(file)[name].compiled_with(defines or {})
     if len(arguments) != len(stated.parameters):
         raise KernelError(f"{kernel}: takes {len(stated.parameters)} arguments "
                           f"({', '.join(p.name for p in stated.parameters)}); got {len(arguments)}")

@@ -59,9 +59,9 @@ def compilations():
                     yield pytest.param(file, arch, defines, id=f"{file}-sm_{arch}-{defines['real']}{words}")
 
 
-def faults(compiled, real):
+def faults(compiled, real, constants=None):
     """A sentence for everything about a compiled file that is not as it should be."""
-    stated = cuda.kernels_of(compiled.file)
+    stated = {name: kernel.compiled_with(constants or {}) for name, kernel in cuda.kernels_of(compiled.file).items()}
     found = [f"the compiler warns: {compiled.warnings}"] if compiled.warnings else []
     found += [f"{name}: the door does not see this kernel" for name in compiled.kernels.keys() - stated.keys()]
     found += [f"{name}: compiled to nothing" for name in stated.keys() - compiled.kernels.keys()]
@@ -120,7 +120,7 @@ def test_compiles(compiler, compiling, file, arch, defines):
     compiled = compiling(file, arch, defines)
     assert compiled.kernels and compiled.cubin.startswith(b"\x7fELF")
     assert f".target sm_{arch}" in compiled.ptx
-    assert faults(compiled, defines["real"]) == []
+    assert faults(compiled, defines["real"], defines) == []
 
 
 def launches_with_constants():

@@ -4,8 +4,8 @@ float32 arrays on a GPU or the simulated one, channels last. The operands are ro
 away from zero) where they enter the tensor cores, or beforehand to BF16 (7 bits, ties to even), two in a word, so that
 half as many bytes are copied. Sums and results are float32.
 
-What is decided here, from the shape alone, so that every device cuts the same sums the same way: the tile that a block
-owns, and into how many slices the sum is cut.
+What is decided here, from the shape and the shared memory that a block may have: the tile that a block owns, and into
+how many slices the sum is cut.
 """
 
 from __future__ import annotations
@@ -15,29 +15,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import address, array_module
+from minunet.backend import address, array_module, device_of
 from minunet.convolution.shape import Conv
-from minunet.cuda import launch
+from minunet.cuda import launch, shared_memory
 from minunet.geometry import Geometry, Pair
 
 PRECISIONS = ("tf32", "bf16")
 COPY = {"tf32": 4, "bf16": 8}       # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
 LINE = 128                  # bytes of K that a block multiplies at a time
-BLOCKS = 264                # what a large GPU holds at a time, 2 on each of 132 multiprocessors: a wave
-FILL = 4                    # steps that a block's beginning and end take
-IMAGE_SLICES = 8            # at most, of forward and transposed, whose slices are as large as an image
+MULTIPROCESSORS = 132       # of a large GPU
+WARPS = 8                   # that a multiprocessor holds, for want of registers: in one block or two
+FILL = 8                    # steps that a block's beginning and end take; half as many where another block goes on
+SLICES, IMAGE_SLICES = 264, 8       # at most: of weight gradients; of images, which are as large as their slices
 
 
 class Tile(NamedTuple):
-    """What a block of conv_tensorcore.cu owns: m x n results, by 4 warps, warps_m of them along m.
+    """What a block of conv_tensorcore.cu owns: m x n results, by 4 or 8 warps, warps_m of them along m.
 
     stages: how many of its tiles of the operands lie in shared memory at a time.
     """
 
     m: int
     n: int
+    warps: int
     warps_m: int
     stages: int
+
+    @property
+    def wave(self) -> int:
+        """The blocks that a large GPU holds at a time."""
+        return MULTIPROCESSORS * WARPS // self.warps
 
     @property
     def shared(self) -> int:
@@ -52,11 +59,12 @@ class Tile(NamedTuple):
 
     def defines(self, precision: str) -> dict[str, int]:
         """The constants that the kernels are compiled with."""
-        return {"TILE_M": self.m, "TILE_N": self.n, "WARPS_M": self.warps_m, "STAGES": self.stages,
-                "BF16": int(precision == "bf16")}
+        return {"BLOCK": 32 * self.warps, "TILE_M": self.m, "TILE_N": self.n, "WARPS_M": self.warps_m,
+                "STAGES": self.stages, "BF16": int(precision == "bf16")}
 
 
-TILES = (Tile(128, 128, 2, 2), Tile(256, 64, 4, 2), Tile(128, 64, 2, 3), Tile(64, 64, 2, 3))
+TILES = (Tile(256, 128, 8, 4, 3), Tile(128, 128, 4, 2, 2), Tile(256, 64, 4, 4, 2), Tile(128, 64, 4, 2, 3),
+         Tile(64, 64, 4, 2, 3))
 
 
 def depth(precision: str) -> int:
@@ -81,12 +89,13 @@ class Plan(NamedTuple):
         return self.tile.covered(self.m, self.n) // (self.tile.m * self.tile.n), self.slices
 
     @classmethod
-    def of(cls, m: int, n: int, k: int, most: int, precision: str) -> Plan:
+    def of(cls, m: int, n: int, k: int, most: int, precision: str, device: str) -> Plan:
         """The tile, and at most so many slices of K, with the fewest bytes to copy and to add up, idle blocks counted.
 
         What a block copies comes out of the second-level cache, whose speed is the limit (kernels/conv_tensorcore.cu).
         """
-        tile, slices, steps = _cheapest(m, n, max(1, -(-k // depth(precision))), most, TILES)
+        tiles = tuple(tile for tile in TILES if tile.shared <= shared_memory(device))
+        tile, slices, steps = _cheapest(m, n, max(1, -(-k // depth(precision))), most, tiles)
         return cls(tile, m, n, slices, steps * depth(precision))
 
 
@@ -95,9 +104,9 @@ def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...]) ->
     """The tile, the number of slices, none empty, and how many steps each is long."""
     def cost(cut: tuple[Tile, int, int]) -> int:
         tile, slices, length = cut
-        waves = -(-tile.covered(m, n) // (tile.m * tile.n) * slices // BLOCKS)
+        waves = -(-tile.covered(m, n) // (tile.m * tile.n) * slices // tile.wave)
         added = 2 * 4 * slices * m * n if slices > 1 else 0
-        return waves * BLOCKS * (length + FILL) * (tile.m + tile.n) * LINE + added
+        return waves * tile.wave * (length + FILL * tile.warps // WARPS) * (tile.m + tile.n) * LINE + added
 
     lengths = sorted({-(-steps // slices) for slices in range(1, min(most, steps) + 1)}, reverse=True)
     return min(((tile, -(-steps // length), length) for tile in tiles for length in lengths), key=cost)
@@ -115,7 +124,7 @@ def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, bias: np.ndar
     kh, kw, c, f = weight.shape
     shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
     y = xp.empty((len(x), shape.out_height, shape.out_width, f), np.float32)
-    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision)
+    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision, device_of(x))
     _run("conv_forward", plan, precision, (x, weight), y, (shape,), bias, relu)
     return y
 
@@ -136,7 +145,7 @@ def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair
     x = xp.empty((len(y), *size, c), np.float32)
     # slices are added up in the order of the matrix, so patches are not cut; their K is short
     plan = Plan.of(x.size // shape.channels, shape.channels, shape.kernel_h * shape.kernel_w * f,
-                   IMAGE_SLICES if patch == (1, 1) else 1, precision)
+                   IMAGE_SLICES if patch == (1, 1) else 1, precision, device_of(y))
     _run("conv_transposed", plan, precision, (y, weight), x, (shape, *patch), bias)
     return x
 
@@ -147,7 +156,7 @@ def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str
     (kh, kw), c, f = geometry.kernel, x.shape[3], y.shape[3]
     shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
     dw = xp.empty((kh, kw, c, f), np.float32)
-    plan = Plan.of(kh * kw * c, f, y.size // f, BLOCKS, precision)
+    plan = Plan.of(kh * kw * c, f, y.size // f, SLICES, precision, device_of(x))
     _run("conv_weight_grad", plan, precision, (x, y), dw, (shape,), with_epilogue=False)
     return dw
 

@@ -6,7 +6,7 @@ tracing.py puts the accesses of a warp side by side.
 """
 
 from minunet.simulator.build import SimulatorError, require_compiler
-from minunet.simulator.machine import checking, launch, trace
+from minunet.simulator.machine import MAX_SHARED, checking, launch, trace
 from minunet.simulator.tracing import Access, Step, Trace
 
-__all__ = ["Access", "SimulatorError", "Step", "Trace", "checking", "launch", "require_compiler", "trace"]
+__all__ = ["MAX_SHARED", "Access", "SimulatorError", "Step", "Trace", "checking", "launch", "require_compiler", "trace"]

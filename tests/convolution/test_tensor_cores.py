@@ -84,7 +84,7 @@ def test_products_equal_numpys_of_rounded_operands(device, geometry, precision):
 
 
 @each_precision
-@pytest.mark.parametrize("tile", TILES + (Tile(64, 128, 1, 4), Tile(256, 64, 2, 2)), ids=str)
+@pytest.mark.parametrize("tile", TILES + (Tile(64, 128, 4, 1, 4), Tile(256, 64, 4, 2, 2), Tile(128, 256, 8, 2, 2)), ids=str)
 def test_any_tile(device, monkeypatch, tile, precision):
     """The U-Net's tiles and odd ones: wide, high, many stages; K of 8 to 10 tiles fills and drains the stages."""
     monkeypatch.setattr(tensor_cores, "TILES", (tile,))
@@ -134,7 +134,7 @@ def test_slices_give_the_same_sums(device, monkeypatch):
     monkeypatch.setattr(tensor_cores, "TILES", (SMALL,))
     for images in (1, 2, 3, 4, 100):
         monkeypatch.setattr(tensor_cores, "IMAGE_SLICES", images)
-        found.add(Plan.of(2 * 7 * 11, 28, 9 * 36, images, "tf32").slices)
+        found.add(Plan.of(2 * 7 * 11, 28, 9 * 36, images, "tf32", "sim").slices)
         for result, exact in zip(computed(device, all_three, x, w, y, bias_y, bias_x), expected, strict=True):
             np.testing.assert_array_equal(result, exact)
     assert found == {1, 2, 3, 4, 11}
@@ -264,7 +264,7 @@ def test_unknown_precision_is_named():
 @given(m=st.integers(0, 10**7), n=st.integers(1, 3000), k=st.integers(0, 10**7), most=st.integers(1, 300),
        precision=st.sampled_from(tensor_cores.PRECISIONS))
 def test_a_plan_covers_the_product_once(m, n, k, most, precision):
-    plan = Plan.of(m, n, k, most, precision)
+    plan = Plan.of(m, n, k, most, precision, "sim")
     blocks, slices = plan.blocks
     assert blocks == -(-m // plan.tile.m) * -(-n // plan.tile.n) and 1 <= slices <= most
     assert plan.length % depth(precision) == 0 and slices * plan.length >= k
@@ -272,15 +272,15 @@ def test_a_plan_covers_the_product_once(m, n, k, most, precision):
 
 
 @pytest.mark.parametrize("m, n, k, most, tile", [
-    (8 * 256**2, 64, 9 * 64, 8, (256, 64)), (8 * 128**2, 128, 9 * 64, 8, (128, 128)),
-    (8 * 32**2, 512, 9 * 512, 8, (128, 128)), (8 * 16**2, 1024, 9 * 1024, 8, (128, 128)),
+    (8 * 256**2, 64, 9 * 64, 8, (256, 64)), (8 * 128**2, 128, 9 * 64, 8, (256, 128)),
+    (8 * 32**2, 512, 9 * 512, 8, (256, 128)), (8 * 16**2, 1024, 9 * 1024, 8, (256, 128)),
     (128**2, 128, 9 * 128, 8, None), (32**2, 512, 9 * 512, 8, None), (16**2, 1024, 9 * 1024, 8, None),
     (9 * 64, 64, 8 * 256**2, 264, None), (9 * 128, 128, 8 * 128**2, 264, None), (9 * 256, 256, 8 * 64**2, 264, None)])
 def test_the_last_wave_of_the_unets_blocks_is_nearly_full(m, n, k, most, tile):
     """Base 64: images of a batch of 8, with the largest tile for their filters, and of one, and weight gradients."""
     for precision in tensor_cores.PRECISIONS:
-        plan = Plan.of(m, n, k, most, precision)
-        waves = plan.blocks[0] * plan.slices / tensor_cores.BLOCKS
+        plan = Plan.of(m, n, k, most, precision, "sim")
+        waves = plan.blocks[0] * plan.slices / plan.tile.wave
         assert tile in (None, plan.tile[:2]) and waves / np.ceil(waves) > 0.93
 
 
@@ -291,9 +291,11 @@ def test_whatever_is_launched_is_stated():
     assert list(nvrtc.variants("conv_tensorcore")) == chosen
 
 
-def test_tiles_fit_the_shared_memory_of_every_gpu_with_tensor_cores():
-    """99 KiB a block on sm_86, 89 and 120, the least of all from sm_80 on."""
-    assert max(tile.shared for tile in TILES) <= 99 << 10
+@pytest.mark.parametrize("kib, tile", [(227, (256, 128)), (163, (256, 128)), (99, (128, 128))])
+def test_a_tile_fits_the_shared_memory_of_the_device(monkeypatch, kib, tile):
+    """Of a block on sm_90, sm_80, and on sm_86, 89 and 120, the least of all from sm_80 on."""
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: kib << 10)
+    assert Plan.of(8 * 128**2, 128, 9 * 64, 8, "tf32", "cuda").tile[:2] == tile
 
 
 def test_probes_of_the_rounding(device):

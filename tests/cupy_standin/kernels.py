@@ -65,8 +65,8 @@ def runs(source_and_options, name):
 
 def of_ours(file, options, name):
     """On the simulated GPU, with the arguments that CuPy has packed."""
-    kernel, structs = cuda.kernels_of(file)[name], cuda.structs_of(file)
     defines = tuple(tuple(option[2:].split("=")) for option in options if option.startswith("-D"))
+    kernel, structs = cuda.kernels_of(file)[name].compiled_with(dict(defines)), cuda.structs_of(file)
     real = np.dtype("f8" if ("real", "double") in defines else "f4")
 
     def array(address, dtype):

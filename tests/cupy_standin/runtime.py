@@ -14,7 +14,8 @@ os.environ["CUPY_CACHE_IN_MEMORY"] = "1"        # nothing that was compiled here
 os.environ["CUPY_ACCELERATORS"] = ""            # reductions by CuPy's own kernels
 os.environ.pop("CUPY_GPU_MEMORY_LIMIT", None)
 
-PROPERTIES = {"name": b"the computer", "warpSize": 32, "major": 9, "minor": 0, "multiProcessorCount": 132}
+PROPERTIES = {"name": b"the computer", "warpSize": 32, "major": 9, "minor": 0, "multiProcessorCount": 132,
+              "sharedMemPerBlockOptin": 227 << 10}
 ATTRIBUTES = {75: 9, 76: 0}                     # cudaDevAttrComputeCapabilityMajor and Minor
 MEMORY = 100 << 30                              # bytes that it says to have
 
