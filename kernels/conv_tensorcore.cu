@@ -11,8 +11,8 @@
 //     weight_grad  (i, j, channel)    filters      pixels of y         x under the windows      y
 //
 // where (i, j) is a position in the kernel. The column matrix a is never stored: an element is looked up in the image
-// when it is copied, and is 0 outside of it. Numbers are copied in 32-bit words: a float, which the tensor cores are
-// given as TF32, or with -DBF16=1 two neighbouring BF16 (bf16.cu makes them); sums and results are float32.
+// when it is copied, and is 0 outside of it. Operands are float, which the tensor cores are given as TF32, or BF16, two
+// in a word; sums and results are float32.
 //
 // A product makes 2*M*N*K FLOP, writes M*N*4 bytes and copies M*K*N/TILE_N + K*N*M/TILE_M numbers into its blocks, most
 // of them out of the second-level cache: with 256 x 128 tiles 43 FLOP for a byte in TF32, 85 in BF16; with 128 x 128
@@ -22,19 +22,8 @@
 // steps of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on
 // their way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. A chunk must
 // lie in one pixel, so the numbers of channels and filters are multiples of 4 (BF16: 8). They need not be multiples of
-// a tile, nor need the pixels: the rest of a tile is filled with zeros.
-//
-// Two layouts of a tile, by the index that lies contiguous, and how a warp reads fragments from it (ptx.cuh):
-//
-//     K inside    [m or n][32 words of k]    a of forward and transposed, b of transposed: ldmatrix
-//     K outside   [k][m or n]                b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed;
-//                                            TF32, which it cannot transpose, word by word
-//
-// A *line* of a tile is what lies together: the words of one m or n with K inside, of one k with K outside. Shared
-// memory has 32 banks of 4 bytes. Lines are multiples of 128 bytes, which would put a column into one bank. So chunk c
-// of line l lies at c ^ twist, with twist = 0, 2, 4, 6, 1, 3, 5, 7 for l % 8 = 0..7. ldmatrix reads a chunk of each of
-// 8 lines at a time: 8 different chunks, all banks once. Word by word, the lanes read 8 neighbouring words, 2 chunks,
-// of each of 4 lines with l % 8 < 4, or l % 8 >= 4: again 8 different chunks. Copies write 8 chunks of a line.
+// a tile, nor need the pixels: the rest of a tile is filled with zeros. How a tile lies there, and how a warp reads what
+// it multiplies, says fragments.cuh.
 //
 // K may be cut into slices (blockIdx.y), whose partial sums conv_slices.cu adds up in a fixed order: that is how a
 // weight gradient, with few outputs and millions of pixels, fills a GPU. No atomics, so the same bits in every run.
@@ -47,6 +36,7 @@
 // variants: BLOCK=128 TILE_M=64 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0|1
 #include "common.cuh"
 #include "conv.cuh"
+#include "fragments.cuh"
 #include "pointwise.cuh"
 #include "ptx.cuh"
 #include "taps.cuh"
@@ -57,15 +47,11 @@
 #define TILE_N 128
 #define WARPS_M 2
 #define STAGES 2
-#define BF16 0
 #endif
 
 constexpr int WARPS_N = BLOCK / 32 / WARPS_M;           // warps side by side; WARPS_M of them below one another
 constexpr int RESIDENT = 256 / BLOCK;                   // blocks that share a multiprocessor's 65536 registers
-constexpr int PACK = BF16 ? 2 : 1;                      // numbers of a word
-constexpr int CHUNK = 4 * PACK;                         // numbers of a copy
-constexpr int WORDS_K = 32, CHUNKS_K = WORDS_K / 4;     // of K, multiplied at a time
-constexpr int TILE_K = WORDS_K * PACK;
+constexpr int CHUNKS_K = WORDS_K / 4, TILE_K = WORDS_K * PACK;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
 static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
@@ -75,51 +61,6 @@ static_assert(STAGES >= 2, "nothing to copy into while a tile is multiplied");
 enum Product { FORWARD, TRANSPOSED, TRANSPOSED_STRIDED, WEIGHT_GRAD };
 
 constexpr bool is_transposed(Product p) { return p == TRANSPOSED || p == TRANSPOSED_STRIDED; }
-
-// ---- tiles in shared memory
-
-// Chunk c of a line lies at c ^ twist(line).
-__device__ __forceinline__ int twist(int line) { return line % 4 * 2 + line / 4 % 2; }
-
-// The word at which a chunk begins; the lines of a tile are WIDTH words long.
-template <int WIDTH>
-__device__ __forceinline__ int place(int line, int chunk) { return line * WIDTH + (chunk ^ twist(line)) * 4; }
-
-// A warp's part of a tile of a or b with so many m or n: its rows, from `first` on.
-template <bool K_INSIDE, int ROWS>
-struct Part {
-    static constexpr int WIDTH = K_INSIDE ? WORDS_K : ROWS / PACK;
-    const unsigned* tile;
-    int first, lane;
-
-    // The fragments of 16 rows, from `offset` on, at words 8 * step to 8 * step + 7: row g or g + 8, word t or t + 4.
-    //     as a of one product      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
-    //     as b of two products     (g, t), (g, t + 4), (g + 8, t), (g + 8, t + 4)
-    template <bool AS_A>
-    __device__ __forceinline__ void read(unsigned (&fragments)[4], int offset, int step) const
-    {
-        const int matrix = lane / 8, lower = AS_A ? matrix % 2 : matrix / 2, right = AS_A ? matrix / 2 : matrix % 2;
-        const int rows = first + offset;
-        // with ldmatrix, lines are a multiple of 8 and lane % 8: their twist is the lane's
-        if (K_INSIDE) {
-            ldmatrix(fragments, &tile[(rows + 8 * lower + lane % 8) * WIDTH + (right ^ twist(lane) ^ 2 * step) * 4]);
-        } else if (BF16) {
-            const int k = 16 * step + 8 * right + lane % 8, chunk = rows / 8 + lower;
-            ldmatrix_transposed(fragments, &tile[k * WIDTH + (chunk ^ twist(lane)) * 4]);
-        } else {
-            #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int k = 8 * step + 4 * (AS_A ? i / 2 : i % 2) + lane % 4;
-                const int row = rows + 8 * (AS_A ? i % 2 : i / 2) + lane / 4;
-                fragments[i] = tile[place<WIDTH>(k, row / 4) + row % 4];
-            }
-        }
-        if (!BF16) {
-            #pragma unroll
-            for (int i = 0; i < 4; i++) fragments[i] = to_tf32(__uint_as_float(fragments[i]));
-        }
-    }
-};
 
 // ---- where copies read
 
@@ -249,15 +190,6 @@ __device__ __forceinline__ void advance(Walk& walk, const Conv& s, int4* spots)
     }
     walk.spots ^= TILE_K;               // the other half, which everybody has read before the last barrier
     write_spots<PRODUCT, TILE_K>(spots + walk.spots, s, walk.k);
-}
-
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
-{
-#if BF16
-    mma_m16n8k16_bf16(d, a, b);
-#else
-    mma_m16n8k8_tf32(d, a, b);
-#endif
 }
 
 // sums += tile of a times tile of b, for this warp's part.
