@@ -22,8 +22,8 @@
 // steps of 32 words. STAGES tiles of a and b lie in shared memory: one is multiplied while the next STAGES - 1 are on
 // their way, 16 bytes a copy, a chunk. Neighbouring threads copy neighbouring chunks along the channels. A chunk must
 // lie in one pixel, so the numbers of channels and filters are multiples of 4 (BF16: 8). They need not be multiples of
-// a tile, nor need the pixels: the rest of a tile is filled with zeros. How a tile lies there, and how a warp reads what
-// it multiplies, says fragments.cuh.
+// a tile, nor need the pixels: the rest of a tile is filled with zeros. fragments.cuh says how a tile lies in shared
+// memory, and how a warp reads from it.
 //
 // K may be cut into slices (blockIdx.y), whose partial sums conv_slices.cu adds up in a fixed order: that is how a
 // weight gradient, with few outputs and millions of pixels, fills a GPU. No atomics, so the same bits in every run.

@@ -1,7 +1,7 @@
 // Tiles of numbers in shared memory, and how the warps of rung 4 read fragments of them for the tensor cores (ptx.cuh).
 //
-// Numbers lie in 32-bit words: a float, which the tensor cores are given as TF32, or with -DBF16=1 two neighbouring BF16
-// (bf16.cu makes them). Two layouts of a tile of a (M, K) or b (K, N), by the index that lies contiguous:
+// Numbers lie in 32-bit words: a float, which the tensor cores are given as TF32, or with -DBF16=1 two neighbouring
+// BF16 (bf16.cu makes them). Two layouts of a tile of a (M, K) or b (K, N), by the index that lies contiguous:
 //
 //     K inside    [m or n][32 words of k]    a of forward and transposed, b of transposed: ldmatrix
 //     K outside   [k][m or n]                b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed;

@@ -36,11 +36,11 @@ from minunet.data.folder import CACHE_BYTES
 from minunet.data.scenes import cell_scenes
 from minunet.errors import UserError
 from minunet.functional import LOSSES
+from minunet.models.summary import MIB
 from minunet.training import Run, RunConfig
 from minunet.training.run import SCHEDULES
 
 DEMO = Path("runs/demo")
-MIB = 1 << 20
 STARVED = 0.1           # of the steps' time: waiting for images beyond it is worth a note
 
 

@@ -22,6 +22,7 @@ from minunet.data import read_image, unit
 from minunet.data.files import read_mask
 from minunet.errors import UserError
 from minunet.models import UNet
+from minunet.models.summary import MIB
 from minunet.training import RunConfig
 from minunet.training.run import ARCHITECTURE
 
@@ -88,3 +89,6 @@ def _summary(arguments: argparse.Namespace) -> None:
         print(model.summary(arguments.size, arguments.batch))
     except ValueError as error:
         raise UserError(str(error)) from None
+    model.recompute = True
+    forecast = model.summary(arguments.size, arguments.batch).training_bytes
+    print(f"with --recompute, in more time: {forecast / MIB:,.0f} MiB")

@@ -215,12 +215,15 @@ def test_a_larger_batch_needs_more_memory(capsys):
 
 
 def test_training_states_the_same_forecast(here, capsys):
-    options = ["--base", "4", "--depth", "2", "--batch", "64"]
-    assert main(train("--crop", "64x64", "--epochs", "1", tiny=options)) == 0
-    told = re.search("memory: about ([\\d,]+) MiB for a step", capsys.readouterr().out)[1]
+    """With recomputation, too, which takes less."""
+    options, told = ["--base", "4", "--depth", "2", "--batch", "64"], []
+    for out, how in (("kept", []), ("again", ["--recompute"])):
+        assert main(train("--crop", "64x64", "--epochs", "1", *how, out=out, tiny=options)) == 0
+        told.append(re.search("memory: about ([\\d,]+) MiB for a step", capsys.readouterr().out)[1])
     text = summary(capsys, *options, "--size", "64x64", "--channels", "1")
-    assert f"forecast for training with Adam: {told} MiB" in text
-    assert int(told.replace(",", "")) > 0
+    assert f"forecast for training with Adam: {told[0]} MiB" in text
+    assert f"\nwith --recompute, in more time: {told[1]} MiB" in text
+    assert int(told[0].replace(",", "")) > int(told[1].replace(",", "")) > 0
 
 
 def test_summary_of_a_checkpoint(after_training, capsys):
