@@ -17,6 +17,7 @@ from tests.devices import computed
 from tests.strategies import geometries
 
 SMALL = TILES[-1]
+ODD_TILES = (Tile(64, 128, 4, 1, 4), Tile(256, 64, 4, 2, 2), Tile(128, 256, 8, 2, 2))
 U_NET = [Geometry(3, padding=1), Geometry(2, stride=2), Geometry(1)]
 OTHERS = [Geometry(3), Geometry(3, stride=2, padding=1), Geometry(2, stride=3), Geometry(3, stride=(1, 2), padding=1),
           Geometry((2, 3), stride=(3, 1), padding=(1, 2), dilation=(2, 1)),
@@ -84,7 +85,7 @@ def test_products_equal_numpys_of_rounded_operands(device, geometry, precision):
 
 
 @each_precision
-@pytest.mark.parametrize("tile", TILES + (Tile(64, 128, 4, 1, 4), Tile(256, 64, 4, 2, 2), Tile(128, 256, 8, 2, 2)), ids=str)
+@pytest.mark.parametrize("tile", TILES + ODD_TILES, ids=str)
 def test_any_tile(device, monkeypatch, tile, precision):
     """The U-Net's tiles and odd ones: wide, high, many stages; K of 8 to 10 tiles fills and drains the stages."""
     monkeypatch.setattr(tensor_cores, "TILES", (tile,))
