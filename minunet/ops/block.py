@@ -20,7 +20,7 @@ from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops import norm
 from minunet.ops import pool as pooling
-from minunet.ops.conv import Later, check_images, image_gradients, weight_gradient
+from minunet.ops.conv import Later, check_images, image_gradients, joined, weight_gradient
 from minunet.ops.kernels import norm as kernels
 from minunet.ops.rows import count_rows, in_blocks
 
@@ -28,13 +28,15 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Unit(NamedTuple):
-    """What the backward needs: the matrix, its images, the batch norm's cache (of z and y), and that of the pooling.
+    """What the backward needs: the matrix, its images as `conv.joined` and the channels of each, the batch norm's cache
+    (of z and y), and that of the pooling.
 
     pooled is the result on the CPU, `pool.Pooled` on a GPU, None without pooling.
     """
 
     A: ConvMatrix
     xs: Arrays
+    channels: tuple[int, ...]
     normalised: Any
     pooled: Any
 
@@ -78,15 +80,16 @@ def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.n
     check_images("conv_norm_relu", xs, w, None)
     A = ConvMatrix(w, Geometry(w.shape[:2], 1, padding), xs[0].shape[1:3], precision=precision)
     _check(A, gamma, beta, len(xs[0]), eps, pool)
+    images, channels = joined(xs)
     if on_gpu(w):
-        y, normalised = norm.batch_norm(A.affine(xs), gamma, beta, eps=eps, relu=True)
+        y, normalised = norm.batch_norm(A.affine(images), gamma, beta, eps=eps, relu=True)
         if pool:
             pooled, where = pooling.max_pool2d(y, kernel=2)
-            return (y, pooled), Unit(A, xs, normalised, where)
-        return y, Unit(A, xs, normalised, None)
-    z, moments = A.with_each(xs, norm.moments(len(gamma)))
+            return (y, pooled), Unit(A, images, channels, normalised, where)
+        return y, Unit(A, images, channels, normalised, None)
+    z, moments = A.with_each(images, norm.moments(len(gamma)))
     y, maxima, normalised = _normalised(z, norm.combined(moments), gamma, beta, float(eps), pool)
-    return (y, maxima) if pool else y, Unit(A, xs, normalised, maxima)
+    return (y, maxima) if pool else y, Unit(A, images, channels, normalised, maxima)
 
 
 def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later: Later = parallel.at_once
@@ -100,7 +103,7 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later
 
     and z = A x gives dx = Aᵀ dz, dw = weight_grad(x, dz). The sums are taken while g is made, and dz takes g's place.
     """
-    A, xs, normalised, pooled = cache
+    A, xs, channels, normalised, pooled = cache
     dy, dpooled = (dy, None) if pooled is None else dy
     if on_gpu(A.weight):
         if dpooled is not None:
@@ -110,7 +113,7 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later
     else:
         dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)
     dw = weight_gradient(A, xs, dz, later) if needs[0] else None
-    return dw, dgamma, dbeta, *image_gradients(A, xs, dz, needs[3:])
+    return dw, dgamma, dbeta, *image_gradients(A, channels, dz, needs[3:])
 
 
 def fold(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Arrays:

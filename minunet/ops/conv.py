@@ -6,7 +6,8 @@
 | dx | Aᵀ dy | A dy |
 | dw | weight_grad(x, dy) | weight_grad(dy, x) |
 
-x of a convolution may be several images whose channels lie side by side: no joined image is stored.
+x of a convolution may be several images whose channels lie side by side. On the CPU no joined image is stored; on a GPU
+one is, once, by a kernel.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from minunet.backend import on_gpu, same_dtype
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops.activation import relu_backward
+from minunet.ops.kernels import shape
 from minunet.ops.sums import channel_sum
 
 Gradients = tuple[np.ndarray | None, ...]
@@ -30,10 +32,13 @@ COLUMNS = 256               # of a linear layer's product that are one job
 
 
 class Convolved(NamedTuple):
-    """What the backward needs: the matrix, its input images, and y if the ReLU is fused."""
+    """What the backward needs: the matrix, its input images as `joined`, the channels of each of them, and y if the ReLU
+    is fused.
+    """
 
     A: ConvMatrix
     xs: tuple[np.ndarray, ...]
+    channels: tuple[int, ...]
     y: np.ndarray | None
 
     @property
@@ -52,8 +57,9 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.
     xs = (x, *more)
     check_images("conv2d", xs, w, b)
     A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3], precision=precision)
-    y = A.affine(xs, b, relu)
-    return y, Convolved(A, xs, y if relu else None)
+    images, channels = joined(xs)
+    y = A.affine(images, b, relu)
+    return y, Convolved(A, images, channels, y if relu else None)
 
 
 def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = (True, True, True),
@@ -62,11 +68,11 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
 
     b is added to every pixel, so db is the sum of dy over all pixels. A fused ReLU's gradient comes first.
     """
-    A, xs, y = cache
+    A, xs, channels, y = cache
     if y is not None:
         dy, = relu_backward(dy, y)
     dw = weight_gradient(A, xs, dy, later) if needs[1] else None
-    dx, *more = image_gradients(A, xs, dy, (needs[0], *needs[3:]))
+    dx, *more = image_gradients(A, channels, dy, (needs[0], *needs[3:]))
     return dx, dw, channel_sum(dy) if needs[2] else None, *more
 
 
@@ -75,11 +81,20 @@ def weight_gradient(A: ConvMatrix, xs: Any, y: Any, later: Later) -> Any:
     return A.weight_grad(xs, y) if on_gpu(A.weight) else later(lambda: A.weight_grad(xs, y))
 
 
-def image_gradients(A: ConvMatrix, xs: tuple[np.ndarray, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
-    """Aᵀ dy, cut into what belongs to each image of xs; None where it is not needed."""
+def joined(xs: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    """The images as the products take them, on a GPU as one; and the channels of each."""
+    channels = tuple(x.shape[3] for x in xs)
+    return (shape.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs, channels
+
+
+def image_gradients(A: ConvMatrix, channels: tuple[int, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
+    """Aᵀ dy, cut into what belongs to each image, of so many channels; None where it is not needed."""
     if not any(needs):
-        return (None,) * len(xs)
-    dxs = A.T.split(dy, [x.shape[3] for x in xs]) if len(xs) > 1 else (A.T @ dy,)
+        return (None,) * len(channels)
+    if len(channels) == 1:
+        dxs: tuple[np.ndarray, ...] = (A.T @ dy,)
+    else:
+        dxs = shape.split(A.T @ dy, channels) if on_gpu(dy) else A.T.split(dy, channels)
     return tuple(dx if needed else None for dx, needed in zip(dxs, needs))
 
 

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minunet import Tensor, functional, gradcheck, optim
+from minunet.backend import to_device
+from minunet.cuda import record_launches
 from minunet.ops import block, conv, norm, pool, rows
 from tests.checks import assert_close, assert_refuses_mixed_dtypes
 from tests.devices import computed
@@ -252,6 +254,21 @@ def test_on_a_device_as_on_the_cpu(device, pooled):
     expected = f(*(a.astype(np.float64) for a in (dy, dpooled, *arrays)))
     for a, b in zip(computed(device, f, dy, dpooled, *arrays), expected, strict=True):
         assert_close(a.astype(np.float64), b.astype(np.float64), 1e-5)
+
+
+def test_images_side_by_side_are_joined_once_on_a_device(device):
+    """By a launch for each image, and cut by as many: the backward needs no second joining."""
+    rng = np.random.default_rng(0)
+    arrays = [to_device(rng.standard_normal(shape).astype(np.float32), device)
+              for shape in ((3, 3, 8, 4), (4,), (4,), (2, 4, 6, 4), (2, 4, 6, 4))]
+    for forward, backward, inputs in ((block.conv_norm_relu, block.conv_norm_relu_backward, arrays),
+                                      (conv.conv2d, conv.conv2d_backward, [arrays[3], arrays[0], None, arrays[4]])):
+        with record_launches() as launches:
+            y, cache = forward(*inputs, padding=1)
+            made = [launch.kernel for launch in launches]
+            backward(y, cache, (True,) * len(inputs))
+        assert made.count("shape.copy_channels") == 2
+        assert [launch.kernel for launch in launches].count("shape.copy_channels") == 4
 
 
 def test_learning_the_unit():
