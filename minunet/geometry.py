@@ -95,9 +95,9 @@ class Geometry:
         for axis, n, extent, s, p in zip(("height", "width"), size, self.extent, self.stride, self.padding):
             if extent > n + 2 * p:
                 raise ValueError(
-                    f"kernel: its window spans {extent} px in {axis} (kernel {self.kernel}, dilation {self.dilation}), "
-                    f"the padded image has only {n + 2 * p} px ({n} + 2·{p} padding); use a smaller kernel or "
-                    "dilation, more padding or a larger image"
+                    f"kernel: its window spans {extent} px in {axis} (kernel {pair_text(self.kernel)}, dilation "
+                    f"{pair_text(self.dilation)}), the padded image has only {n + 2 * p} px ({n} + 2·{p} padding); use a "
+                    "smaller kernel or dilation, more padding or a larger image"
                 )
             out.append((n + 2 * p - extent) // s + 1)
         return out[0], out[1]

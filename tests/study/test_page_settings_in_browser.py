@@ -96,7 +96,7 @@ def test_impossible_settings_are_refused_in_the_operators_words(page):
         shown.settle(sentence, "error")
         assert [shown.values(grid) for grid in ("input", "weight", "matrix", "columns", "ATAx")] == picture
 
-    refused("kernel", "9", "kernel: its window spans 9 px in height (kernel (9, 9), dilation (1, 1)), the padded image")
+    refused("kernel", "9", "kernel: its window spans 9 px in height (kernel 9, dilation 1), the padded image")
     assert wrong(shown) == ["kernel"]
     refused("stride", "0", "stride must be a whole number, or HEIGHTxWIDTH such as 3x2, at least 1; got 0")
     assert wrong(shown) == ["stride"]           # for that is what the sentence is about
