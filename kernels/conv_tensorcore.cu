@@ -30,6 +30,7 @@
 //
 // Sources: NVIDIA, CUTLASS, "Implicit GEMM Convolution"; Markidis et al., NVIDIA tensor core programmability (2018).
 // variants: BLOCK=256 TILE_M=256 TILE_N=128 WARPS_M=4 STAGES=3 BF16=0|1
+// variants: BLOCK=256 TILE_M=128 TILE_N=128 WARPS_M=4 STAGES=3 BF16=0|1
 // variants: BLOCK=128 TILE_M=128 TILE_N=128 WARPS_M=2 STAGES=2 BF16=0|1
 // variants: BLOCK=128 TILE_M=256 TILE_N=64 WARPS_M=4 STAGES=2 BF16=0|1
 // variants: BLOCK=128 TILE_M=128 TILE_N=64 WARPS_M=2 STAGES=3 BF16=0|1
@@ -50,12 +51,13 @@
 #endif
 
 constexpr int WARPS_N = BLOCK / 32 / WARPS_M;           // warps side by side; WARPS_M of them below one another
-constexpr int RESIDENT = 256 / BLOCK;                   // blocks that share a multiprocessor's 65536 registers
+constexpr int RESIDENT = 256 / BLOCK;                   // blocks that must find room in a multiprocessor's registers
 constexpr int CHUNKS_K = WORDS_K / 4, TILE_K = WORDS_K * PACK;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, MMAS_M = WARP_M / 16, MMAS_N = WARP_N / 8;
 
 static_assert(TILE_M % 64 == 0 && TILE_N % 64 == 0 && WARP_M % 16 == 0 && WARP_N % 16 == 0, "no layout for this tile");
 static_assert(BLOCK % (TILE_M / CHUNK) == 0 && BLOCK % (TILE_N / CHUNK) == 0, "a line does not fit the threads");
+static_assert(WARPS_M * WARPS_N * 32 == BLOCK && RESIDENT >= 1, "warps do not fit the block");
 static_assert(STAGES >= 2, "nothing to copy into while a tile is multiplied");
 
 enum Product { FORWARD, TRANSPOSED, TRANSPOSED_STRIDED, WEIGHT_GRAD };
@@ -137,7 +139,8 @@ __device__ __forceinline__ Walk start(const Conv& s, int4* spots, int k, int m)
     return {tap_at(k + threadIdx.x % CHUNKS_K * CHUNK, depth, s.kernel_w), k, 0};
 }
 
-// After a barrier, for the spots. Neighbouring threads copy neighbouring chunks of a line.
+// To be called after a barrier: it reads spots that others wrote. Neighbouring threads copy neighbouring chunks of a
+// line.
 template <Product PRODUCT>
 __device__ __forceinline__ void copy_a(unsigned* tile, const unsigned* a, const Conv& s, const Walk& walk,
                                        const int4* spots)
@@ -256,11 +259,12 @@ __device__ __forceinline__ void product(float (&sums)[MMAS_M][MMAS_N][4], const 
 __device__ __forceinline__ int tile_m(int n_count) { return blockIdx.x / ((n_count + TILE_N - 1) / TILE_N) * TILE_M; }
 __device__ __forceinline__ int tile_n(int n_count) { return blockIdx.x % ((n_count + TILE_N - 1) / TILE_N) * TILE_N; }
 
-// Where a column of the product goes, in a row of what is stored, and the channel whose bias it gets.
+// What a column of the product adds to the place where its row begins, and the channel whose bias it gets.
 struct Column { int offset, channel; };
 
-// Store the sums below m_count and n_count [+ bias] [then ReLU], that of a row and a column at row_at(row) +
-// column_at(column).offset, two neighbouring columns at a time: 4 lanes write 32 bytes side by side.
+// Store this warp's sums of rows below m_count and columns below n_count [+ bias] [then ReLU]: that of a row and a
+// column goes to out[row_at(row) + column_at(column).offset]. Two neighbouring columns at a time: 4 lanes write 32
+// bytes side by side.
 template <class RowAt, class ColumnAt>
 __device__ __forceinline__ void store(const float (&sums)[MMAS_M][MMAS_N][4], float* out, int m, int n, int m_count,
                                       int n_count, const float* bias, int with_relu, RowAt row_at, ColumnAt column_at)
@@ -270,7 +274,7 @@ __device__ __forceinline__ void store(const float (&sums)[MMAS_M][MMAS_N][4], fl
     n += warp / WARPS_M * WARP_N + 2 * t;
     int rows[2 * MMAS_M];
     #pragma unroll
-    for (int i = 0; i < 2 * MMAS_M; i++) rows[i] = row_at(min(m + 8 * i, m_count - 1));
+    for (int i = 0; i < 2 * MMAS_M; i++) rows[i] = row_at(min(m + 8 * i, m_count - 1));     // later ones: not stored
     #pragma unroll
     for (int j = 0; j < MMAS_N; j++) {
         if (n + 8 * j >= n_count) break;

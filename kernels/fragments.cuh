@@ -5,7 +5,7 @@
 //
 //     K inside    [m or n][32 words of k]    a of forward and transposed, b of transposed: ldmatrix
 //     K outside   [k][m or n]                b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed;
-//                                            TF32, which it cannot transpose, word by word
+//                                            TF32 word by word, for it transposes halves of words
 //
 // A *line* of a tile is what lies together: the words of one m or n with K inside, of one k with K outside. Shared
 // memory has 32 banks of 4 bytes. Lines are multiples of 128 bytes, which would put a column into one bank. So chunk c
@@ -23,7 +23,7 @@
 
 constexpr int PACK = BF16 ? 2 : 1;                      // numbers of a word
 constexpr int CHUNK = 4 * PACK;                         // numbers of 16 bytes, which are copied at a time
-constexpr int WORDS_K = 32;                             // of K, in a tile
+constexpr int WORDS_K = 32;                             // of K in a tile, which is 32 or (BF16) 64 numbers deep
 
 // Chunk c of a line lies at c ^ twist(line).
 __device__ __forceinline__ int twist(int line) { return line % 4 * 2 + line / 4 % 2; }
@@ -32,23 +32,25 @@ __device__ __forceinline__ int twist(int line) { return line % 4 * 2 + line / 4 
 template <int WIDTH>
 __device__ __forceinline__ int place(int line, int chunk) { return line * WIDTH + (chunk ^ twist(line)) * 4; }
 
-// A warp's part of a tile of a or b with so many m or n: its rows, from `first` on.
+// A warp's part of a tile of a or b with ROWS m or n: its rows, from `first` on.
 template <bool K_INSIDE, int ROWS>
 struct Part {
     static constexpr int WIDTH = K_INSIDE ? WORDS_K : ROWS / PACK;
     const unsigned* tile;
     int first, lane;
 
-    // The fragments of 16 rows, from `offset` on, at words 8 * step to 8 * step + 7: row g or g + 8, word t or t + 4,
-    // with g = lane / 4 and t = lane % 4.
+    // The fragments of 16 rows, from `offset` on, at words 8 * step to 8 * step + 7 of K (BF16: pairs of k, which with
+    // K outside lie in two lines): row g or g + 8, word t or t + 4, with g = lane / 4 and t = lane % 4.
     //     as a of one product      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
     //     as b of two products     (g, t), (g, t + 4), (g + 8, t), (g + 8, t + 4)
+    // ldmatrix fills them from 4 matrices of 8 rows and 4 words, whose lines lane / 8 names: the lower 8 rows or the
+    // upper, the right 4 words or the left.
     template <bool AS_A>
     __device__ __forceinline__ void read(unsigned (&fragments)[4], int offset, int step) const
     {
         const int matrix = lane / 8, lower = AS_A ? matrix % 2 : matrix / 2, right = AS_A ? matrix / 2 : matrix % 2;
         const int rows = first + offset;
-        // with ldmatrix, lines are a multiple of 8 and lane % 8: their twist is the lane's
+        // with ldmatrix, lines are a multiple of 8 and lane % 8: their twist is the lane's; chunk 2 * step + right
         if (K_INSIDE) {
             ldmatrix(fragments, &tile[(rows + 8 * lower + lane % 8) * WIDTH + (right ^ twist(lane) ^ 2 * step) * 4]);
         } else if (BF16) {

@@ -96,8 +96,8 @@ class Geometry:
             if extent > n + 2 * p:
                 raise ValueError(
                     f"kernel: its window spans {extent} px in {axis} (kernel {pair_text(self.kernel)}, dilation "
-                    f"{pair_text(self.dilation)}), the padded image has only {n + 2 * p} px ({n} + 2·{p} padding); use a "
-                    "smaller kernel or dilation, more padding or a larger image"
+                    f"{pair_text(self.dilation)}), the padded image has only {n + 2 * p} px ({n} + 2·{p} padding); use "
+                    "a smaller kernel or dilation, more padding or a larger image"
                 )
             out.append((n + 2 * p - extent) // s + 1)
         return out[0], out[1]

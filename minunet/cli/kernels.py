@@ -65,7 +65,9 @@ def _list(arguments: argparse.Namespace) -> None:
 def _signatures(file: str) -> Iterator[str]:
     """A line for each kernel of a file."""
     for kernel in cuda.kernels_of(file).values():
-        line = f"{kernel.name}({', '.join(map(_declared, kernel.parameters))}), {kernel.threads} threads a block"
+        threads = sorted({kernel.compiled_with(constants).threads for constants in nvrtc.variants(file)})
+        line = (f"{kernel.name}({', '.join(map(_declared, kernel.parameters))}), "
+                f"{' or '.join(map(str, threads))} threads a block")
         yield fill(line, 110, initial_indent="    ", subsequent_indent=" " * 8)
 
 

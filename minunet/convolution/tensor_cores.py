@@ -24,8 +24,9 @@ PRECISIONS = ("tf32", "bf16")
 COPY = {"tf32": 4, "bf16": 8}       # numbers of one asynchronous copy, 16 bytes: all lie along channels or filters
 LINE = 128                  # bytes of K that a block multiplies at a time
 MULTIPROCESSORS = 132       # of a large GPU
-WARPS = 8                   # that a multiprocessor holds, for want of registers: in one block or two
-FILL = 8                    # steps that a block's beginning and end take; half as many where another block goes on
+WARPS = 8                   # that a multiprocessor has registers for, with the larger tiles: in one block or two
+RESERVED = 1024             # bytes of shared memory that each block takes beside its own
+FILL = 8                    # steps that a block's beginning and end take, shared by the blocks that run meanwhile
 SLICES, IMAGE_SLICES = 264, 8       # at most: of weight gradients; of images, which are as large as their slices
 
 
@@ -42,16 +43,15 @@ class Tile(NamedTuple):
     stages: int
 
     @property
-    def wave(self) -> int:
-        """The blocks that a large GPU holds at a time."""
-        return MULTIPROCESSORS * WARPS // self.warps
-
-    @property
     def shared(self) -> int:
         """Bytes of shared memory: both operands' tiles for each stage, and a table of the rows of the image that a tile
         has, or two of those of a step.
         """
         return self.stages * (self.m + self.n) * LINE + 16 * max(self.m, 2 * depth("bf16"))
+
+    def together(self, shared: int) -> int:
+        """How many of its blocks a multiprocessor holds, at most 2, where each may have so much shared memory."""
+        return max(1, min(WARPS // self.warps, (shared + RESERVED) // (self.shared + RESERVED)))
 
     def covered(self, m: int, n: int) -> int:
         """The results that its blocks cover, those beyond m and n, too."""
@@ -63,8 +63,8 @@ class Tile(NamedTuple):
                 "STAGES": self.stages, "BF16": int(precision == "bf16")}
 
 
-TILES = (Tile(256, 128, 8, 4, 3), Tile(128, 128, 4, 2, 2), Tile(256, 64, 4, 4, 2), Tile(128, 64, 4, 2, 3),
-         Tile(64, 64, 4, 2, 3))
+TILES = (Tile(256, 128, 8, 4, 3), Tile(128, 128, 8, 4, 3), Tile(128, 128, 4, 2, 2), Tile(256, 64, 4, 4, 2),
+         Tile(128, 64, 4, 2, 3), Tile(64, 64, 4, 2, 3))
 
 
 def depth(precision: str) -> int:
@@ -94,20 +94,23 @@ class Plan(NamedTuple):
 
         What a block copies comes out of the second-level cache, whose speed is the limit (kernels/conv_tensorcore.cu).
         """
-        tiles = tuple(tile for tile in TILES if tile.shared <= shared_memory(device))
-        tile, slices, steps = _cheapest(m, n, max(1, -(-k // depth(precision))), most, tiles)
+        steps = max(1, -(-k // depth(precision)))
+        tile, slices, steps = _cheapest(m, n, steps, most, TILES, shared_memory(device))
         return cls(tile, m, n, slices, steps * depth(precision))
 
 
 @lru_cache(maxsize=1024)
-def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...]) -> tuple[Tile, int, int]:
+def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...], shared: int) -> tuple[Tile, int, int]:
     """The tile, the number of slices, none empty, and how many steps each is long."""
     def cost(cut: tuple[Tile, int, int]) -> int:
         tile, slices, length = cut
-        waves = -(-tile.covered(m, n) // (tile.m * tile.n) * slices // tile.wave)
+        together = tile.together(shared)
+        wave = MULTIPROCESSORS * together           # of blocks at a time
+        waves = -(-tile.covered(m, n) // (tile.m * tile.n) * slices // wave)
         added = 2 * 4 * slices * m * n if slices > 1 else 0
-        return waves * tile.wave * (length + FILL * tile.warps // WARPS) * (tile.m + tile.n) * LINE + added
+        return waves * wave * (length + FILL // together) * (tile.m + tile.n) * LINE + added
 
+    tiles = tuple(tile for tile in tiles if tile.shared <= shared) or tiles[-1:]
     lengths = sorted({-(-steps // slices) for slices in range(1, min(most, steps) + 1)}, reverse=True)
     return min(((tile, -(-steps // length), length) for tile in tiles for length in lengths), key=cost)
 

@@ -32,9 +32,7 @@ COLUMNS = 256               # of a linear layer's product that are one job
 
 
 class Convolved(NamedTuple):
-    """What the backward needs: the matrix, its input images as `joined`, the channels of each of them, and y if the ReLU
-    is fused.
-    """
+    """What the backward needs: the matrix, its images as `joined`, the channels of each, and y if the ReLU is fused."""
 
     A: ConvMatrix
     xs: tuple[np.ndarray, ...]
