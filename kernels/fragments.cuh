@@ -5,7 +5,7 @@
 //
 //     K inside    [m or n][32 words of k]    a of forward and transposed, b of transposed: ldmatrix
 //     K outside   [k][m or n]                b of forward and weight_grad, a of weight_grad: BF16 ldmatrix, transposed;
-//                                            TF32 word by word, for it transposes halves of words
+//                                            TF32 word by word, since ldmatrix transposes half words
 //
 // A *line* of a tile is what lies together: the words of one m or n with K inside, of one k with K outside. Shared
 // memory has 32 banks of 4 bytes. Lines are multiples of 128 bytes, which would put a column into one bank. So chunk c
@@ -43,8 +43,8 @@ struct Part {
     // K outside lie in two lines): row g or g + 8, word t or t + 4, with g = lane / 4 and t = lane % 4.
     //     as a of one product      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
     //     as b of two products     (g, t), (g, t + 4), (g + 8, t), (g + 8, t + 4)
-    // ldmatrix fills them from 4 matrices of 8 rows and 4 words, whose lines lane / 8 names: the lower 8 rows or the
-    // upper, the right 4 words or the left.
+    // They are 4 matrices of 8 rows and 4 words. ldmatrix reads one after the other; the lines of each are named by 8
+    // lanes, which are told by lane / 8 whether theirs is `lower`, of rows 8 to 15, and `right`, of words 4 to 7.
     template <bool AS_A>
     __device__ __forceinline__ void read(unsigned (&fragments)[4], int offset, int step) const
     {
