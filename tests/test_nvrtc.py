@@ -60,9 +60,10 @@ def compilations():
                     yield pytest.param(file, arch, defines, id=f"{file}-sm_{arch}-{defines['real']}{words}")
 
 
-def faults(compiled, real, constants=None):
-    """A sentence for everything about a compiled file that is not as it should be."""
-    stated = {name: kernel.compiled_with(constants or {}) for name, kernel in cuda.kernels_of(compiled.file).items()}
+def faults(compiled, constants):
+    """A sentence for everything about a file, compiled with these constants, that is not as it should be."""
+    stated = {name: kernel.compiled_with(constants) for name, kernel in cuda.kernels_of(compiled.file).items()}
+    real = constants["real"]
     found = [f"the compiler warns: {compiled.warnings}"] if compiled.warnings else []
     found += [f"{name}: the door does not see this kernel" for name in compiled.kernels.keys() - stated.keys()]
     found += [f"{name}: compiled to nothing" for name in stated.keys() - compiled.kernels.keys()]
@@ -122,7 +123,7 @@ def test_compiles(compiler, compiling, file, arch, defines):
     compiled = compiling(file, arch, defines)
     assert compiled.kernels and compiled.cubin.startswith(b"\x7fELF")
     assert f".target sm_{arch}" in compiled.ptx
-    assert faults(compiled, defines["real"], defines) == []
+    assert faults(compiled, defines) == []
 
 
 def launches_with_constants():
@@ -192,7 +193,7 @@ def planted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_a_sound_file(compiler, planted, real):
     compiled = nvrtc.compile(planted(SOUND), LATE, {"real": real})
-    assert faults(compiled, real) == []
+    assert faults(compiled, {"real": real}) == []
     kernel, size = compiled.kernels["good"], {"float": 4, "double": 8}[real]
     assert (kernel.threads, kernel.shared, kernel.barriers) == (64, 64 * size, 1)
     assert kernel.spill_stores == kernel.spill_loads == kernel.stack == 0 and not kernel.dynamic
@@ -261,7 +262,7 @@ def test_it_compiles_with_the_options_of_cupy(compiler, planted):
 ])
 def test_a_planted_fault_is_found(compiler, planted, old, new, defines, complaint):
     compiled = nvrtc.compile(planted(SOUND.replace(old, new, 1)), LATE, {"real": "float", **defines})
-    assert any(re.search(complaint, fault) for fault in faults(compiled, "float"))
+    assert any(re.search(complaint, fault) for fault in faults(compiled, {"real": "float"}))
 
 
 def test_spills_are_found(compiler, planted):
@@ -269,9 +270,9 @@ def test_spills_are_found(compiler, planted):
     kernel = compiled.kernels["crowded"]
     assert kernel.spill_stores > 0 and kernel.spill_loads > 0 and kernel.stack > 0
     assert kernel.registers == nvrtc.REGISTERS // 1024
-    assert [fault.split(",")[0] for fault in faults(compiled, "float")] == \
+    assert [fault.split(",")[0] for fault in faults(compiled, {"real": "float"})] == \
         [f"crowded: spills {kernel.spill_stores} bytes"]
-    assert faults(compiled, "double") == []         # where speed is not asked for
+    assert faults(compiled, {"real": "double"}) == []         # where speed is not asked for
 
 
 @pytest.mark.parametrize("old, new, complaint", [

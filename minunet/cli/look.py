@@ -91,4 +91,4 @@ def _summary(arguments: argparse.Namespace) -> None:
         raise UserError(str(error)) from None
     model.recompute = True
     forecast = model.summary(arguments.size, arguments.batch).training_bytes
-    print(f"with --recompute, in more time: {forecast / MIB:,.0f} MiB")
+    print(f"with --recompute, which trains more slowly: {forecast / MIB:,.0f} MiB")

@@ -26,7 +26,7 @@ LINE = 128                  # bytes of K that a block multiplies at a time
 MULTIPROCESSORS = 132       # of a large GPU
 WARPS = 8                   # that a multiprocessor has registers for, with the larger tiles: in one block or two
 RESERVED = 1024             # bytes of shared memory that each block takes beside its own
-FILL = 8                    # steps that a block's beginning and end take, shared by the blocks that run meanwhile
+FILL = 8                    # steps that a beginning and end are taken for; shared by the blocks that run meanwhile
 SLICES, IMAGE_SLICES = 264, 8       # at most: of weight gradients; of images, which are as large as their slices
 
 
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
     def of(cls, m: int, n: int, k: int, most: int, precision: str, device: str) -> Plan:
         """The tile, and at most so many slices of K, with the fewest bytes to copy and to add up, idle blocks counted.
 
-        What a block copies comes out of the second-level cache, whose speed is the limit (kernels/conv_tensorcore.cu).
+        What a block copies comes out of the second-level cache, by counting the likely limit (benchmarks/RESULTS.md).
         """
         steps = max(1, -(-k // depth(precision)))
         tile, slices, steps = _cheapest(m, n, steps, most, TILES, shared_memory(device))

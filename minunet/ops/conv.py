@@ -22,7 +22,7 @@ from minunet.backend import on_gpu, same_dtype
 from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops.activation import relu_backward
-from minunet.ops.kernels import shape
+from minunet.ops.kernels import shape as kernels
 from minunet.ops.sums import channel_sum
 
 Gradients = tuple[np.ndarray | None, ...]
@@ -82,7 +82,7 @@ def weight_gradient(A: ConvMatrix, xs: Any, y: Any, later: Later) -> Any:
 def joined(xs: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
     """The images as the products take them, on a GPU as one; and the channels of each."""
     channels = tuple(x.shape[3] for x in xs)
-    return (shape.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs, channels
+    return (kernels.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs, channels
 
 
 def image_gradients(A: ConvMatrix, channels: tuple[int, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
@@ -92,7 +92,7 @@ def image_gradients(A: ConvMatrix, channels: tuple[int, ...], dy: np.ndarray, ne
     if len(channels) == 1:
         dxs: tuple[np.ndarray, ...] = (A.T @ dy,)
     else:
-        dxs = shape.split(A.T @ dy, channels) if on_gpu(dy) else A.T.split(dy, channels)
+        dxs = kernels.split(A.T @ dy, channels) if on_gpu(dy) else A.T.split(dy, channels)
     return tuple(dx if needed else None for dx, needed in zip(dxs, needs))
 
 

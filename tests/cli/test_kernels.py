@@ -93,6 +93,11 @@ def test_a_file_is_shown(two_files, capsys):
     assert "thread_index" not in shown
 
 
+def test_every_size_of_block_is_told(capsys):
+    shown = " ".join(printed(capsys, "show", "conv_tensorcore").split())
+    assert len(re.findall(r"conv_\w+\([^)]*\), 128 or 256 threads a block", shown)) == 3
+
+
 def test_every_kernel_can_be_shown(capsys):
     """Each function from its own head to the brace that closes it, at the line that is told; the kernel comes last."""
     for file in FILES:

@@ -222,7 +222,7 @@ def test_training_states_the_same_forecast(here, capsys):
         told.append(re.search("memory: about ([\\d,]+) MiB for a step", capsys.readouterr().out)[1])
     text = summary(capsys, *options, "--size", "64x64", "--channels", "1")
     assert f"forecast for training with Adam: {told[0]} MiB" in text
-    assert f"\nwith --recompute, in more time: {told[1]} MiB" in text
+    assert f"\nwith --recompute, which trains more slowly: {told[1]} MiB" in text
     assert int(told[0].replace(",", "")) > int(told[1].replace(",", "")) > 0
 
 
