@@ -131,6 +131,14 @@ class ConvMatrix:
         y, _ = self._product(self._images(x), b, relu)
         return y.ravel() if _is_vector(x) else y
 
+    def prepared(self, x: Any) -> Any:
+        """x as the products read it, for one that several will: A @ A.prepared(x) is A @ x.
+
+        Rounded, if they are on tensor cores; in BF16 that takes a kernel, and half of x's memory. Otherwise the images.
+        """
+        images = self._images(x)
+        return tensor_cores.Operand.of(_joined(images), self.precision) if self.algorithm == "tensorcore" else images
+
     def with_each(self, x: Any, each: Callable[[np.ndarray], Any]) -> tuple[np.ndarray, list[Any]]:
         """A x, and in a fixed order what each makes of its blocks, while they are in a core's cache.
 
@@ -143,10 +151,10 @@ class ConvMatrix:
 
     def weight_grad(self, x: Any, y: Any) -> np.ndarray:
         """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
-        images, y = self._images(x), self._image(as_float(y, self.dtype), "y", of_inputs=False)
-        if len(images[0]) != len(y):
-            raise ValueError(f"weight_grad: x holds {len(images[0])} images and y {len(y)}; both must hold the same "
-                             "number")
+        images, y = self._images(x), self._image(y, "y", of_inputs=False)
+        if images[0].shape[0] != y.shape[0]:
+            raise ValueError(f"weight_grad: x holds {images[0].shape[0]} images and y {y.shape[0]}; both must hold the "
+                             "same number")
         if self.algorithm == "winograd":
             return winograd_products.weight_grad(images, y, self.geometry.padding)
         x = _joined(images)
@@ -232,10 +240,10 @@ class ConvMatrix:
                 "use sparse(), or a smaller size"
             )
 
-    def _images(self, x: Any) -> tuple[np.ndarray, ...]:
-        """x as contiguous images (N, H, W, ·) whose channels lie side by side."""
+    def _images(self, x: Any) -> tuple[Any, ...]:
+        """x as contiguous images (N, H, W, ·) whose channels lie side by side; or what `prepared` has made of them."""
         if not isinstance(x, tuple):
-            return (self._image(as_float(x, self.dtype), "x", of_inputs=True),)
+            return (self._image(x, "x", of_inputs=True),)
         images = tuple(as_float(image, self.dtype) for image in x)
         channels = self.weight.shape[2]
         shapes = {image.shape[:-1] for image in images}
@@ -246,10 +254,13 @@ class ConvMatrix:
         device_of(self.weight, *images)
         return tuple(array_module(image).ascontiguousarray(image) for image in images)
 
-    def _image(self, array: np.ndarray, name: str, of_inputs: bool) -> np.ndarray:
+    def _image(self, array: Any, name: str, of_inputs: bool) -> Any:
         """array as contiguous (N, height, width, channels) of A's inputs or outputs; a flat vector is one image."""
         _, _, c, f = self.weight.shape
         expected = (*self.size, c) if of_inputs else (*self.out_size, f)
+        if isinstance(array, tensor_cores.Operand):
+            return self._operand(array, name, expected)
+        array = as_float(array, self.dtype)
         if array.ndim == 1 and array.size == expected[0] * expected[1] * expected[2]:
             array = array.reshape(1, *expected)
         if array.ndim != 4 or array.shape[1:] != expected:
@@ -260,13 +271,22 @@ class ConvMatrix:
         device_of(self.weight, array)               # raises for an image on another device
         return array_module(array).ascontiguousarray(array)
 
+    def _operand(self, operand: tensor_cores.Operand, name: str, expected: tuple[int, ...]) -> tensor_cores.Operand:
+        """The operand, if `prepared` has made it of such images, for such products."""
+        precision = self.precision if self.algorithm == "tensorcore" else str(self.dtype)
+        if (operand.shape[1:], operand.precision) != (expected, precision):
+            raise ValueError(f"{name} was prepared for a product in {operand.precision} with images "
+                             f"{operand.shape[1:]}; this one is in {precision} with {expected}")
+        device_of(self.weight, operand.words)
+        return operand
+
 
 def _joined(images: tuple[np.ndarray, ...]) -> np.ndarray:
     return images[0] if len(images) == 1 else array_module(*images).concatenate(images, axis=-1)
 
 
 def _is_vector(x: Any) -> bool:
-    return not isinstance(x, tuple) and np.ndim(x) == 1
+    return not isinstance(x, tuple | tensor_cores.Operand) and np.ndim(x) == 1
 
 
 class TransposedConvMatrix:
@@ -296,14 +316,19 @@ class TransposedConvMatrix:
 
     def affine(self, y: Any, b: np.ndarray | None = None) -> np.ndarray:
         """Aᵀ y + b with one number of b (C,) for each channel, added where the product is stored."""
-        y = as_float(y, self.dtype)
         x = self._matrix._transposed(self._matrix._image(y, "y", of_inputs=False), b)
-        return x.ravel() if y.ndim == 1 else x
+        return x.ravel() if _is_vector(y) else x
+
+    def prepared(self, y: Any) -> Any:
+        """y as the products read it, for one that several will: see `ConvMatrix.prepared`."""
+        A = self._matrix
+        y = A._image(y, "y", of_inputs=False)
+        return tensor_cores.Operand.of(y, A.precision) if A.algorithm == "tensorcore" else y
 
     def split(self, y: Any, channels: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Aᵀ y cut into images of these numbers of channels: (N, OH, OW, F) -> (N, H, W, c) for each c, in all C."""
         A = self._matrix
-        y = A._image(as_float(y, self.dtype), "y", of_inputs=False)
+        y = A._image(y, "y", of_inputs=False)
         if sum(channels) != A.weight.shape[2] or min(channels) < 1:
             raise ValueError(f"split: channels must be at least 1 each, {A.weight.shape[2]} together; got {channels}")
         if A.algorithm == "winograd":

@@ -10,6 +10,8 @@ how many slices the sum is cut.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -115,51 +117,71 @@ def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...], sh
     return min(((tile, -(-steps // length), length) for tile in tiles for length in lengths), key=cost)
 
 
+@dataclass(frozen=True)
+class Operand:
+    """An array of this shape as the kernels copy it: words of 4 bytes, float32 numbers or pairs of BF16."""
+
+    words: Any
+    shape: tuple[int, ...]
+    precision: str
+
+    @classmethod
+    def of(cls, array: Any, precision: str) -> Operand:
+        """In BF16 a rounded copy; in TF32 the array itself, or a copy if it does not begin at a multiple of 16 bytes,
+        as the asynchronous copies want. An operand stays what it is.
+        """
+        if isinstance(array, Operand):
+            return array
+        if precision == "tf32":
+            return cls(_aligned(array).view(np.uint32), array.shape, precision)
+        words = array_module(array).empty((*array.shape[:-1], array.shape[-1] // 2), np.uint32)
+        launch("bf16.pack", _aligned(array), words, array.size // 4, threads=array.size // 4)
+        return cls(words, array.shape, precision)
+
+
 def fits(channels: int, filters: int, precision: str) -> bool:
     """Whether the kernels take a convolution: of any geometry, channels and filters multiples of 4 (bf16: 8)."""
     return channels % COPY[precision] == 0 and filters % COPY[precision] == 0
 
 
-def forward(weight: np.ndarray, geometry: Geometry, x: np.ndarray, bias: np.ndarray | None = None, relu: bool = False,
+def forward(weight: np.ndarray, geometry: Geometry, x: Any, bias: np.ndarray | None = None, relu: bool = False,
             precision: str = "tf32") -> np.ndarray:
     """A x [+ bias] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> (N, OH, OW, F)."""
-    xp = array_module(weight, x)
-    kh, kw, c, f = weight.shape
-    shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
-    y = xp.empty((len(x), shape.out_height, shape.out_width, f), np.float32)
-    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision, device_of(x))
+    (n, *size, _), (kh, kw, c, f) = x.shape, weight.shape
+    shape = Conv.of(geometry, n, (size[0], size[1]), c, f)
+    y = array_module(weight).empty((n, shape.out_height, shape.out_width, f), np.float32)
+    plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision, device_of(weight))
     _run("conv_forward", plan, precision, (x, weight), y, (shape,), bias, relu)
     return y
 
 
-def transposed(weight: np.ndarray, geometry: Geometry, y: np.ndarray, size: Pair, bias: np.ndarray | None = None,
+def transposed(weight: np.ndarray, geometry: Geometry, y: Any, size: Pair, bias: np.ndarray | None = None,
                precision: str = "tf32") -> np.ndarray:
     """Aᵀ y [+ bias]: y (N, OH, OW, F), weight (KH, KW, C, F), bias (C,) -> (N, H, W, C) with (H, W) = size.
 
     Gathered by the pixels of x. Where windows tile the image without a rest, A is a 1x1 convolution of y with KH·KW·C
     channels, which the kernel stores as patches of the image.
     """
-    xp = array_module(weight, y)
-    kh, kw, c, f = weight.shape
-    shape, patch = Conv.of(geometry, len(y), size, c, f), (1, 1)
+    n, (kh, kw, c, f) = y.shape[0], weight.shape
+    shape, patch = Conv.of(geometry, n, size, c, f), (1, 1)
     out_size = shape.out_height, shape.out_width
     if geometry.is_patches and (out_size[0] * kh, out_size[1] * kw) == tuple(size):
-        shape, patch = Conv.of(Geometry(1), len(y), out_size, kh * kw * c, f), (kh, kw)
-    x = xp.empty((len(y), *size, c), np.float32)
+        shape, patch = Conv.of(Geometry(1), n, out_size, kh * kw * c, f), (kh, kw)
+    x = array_module(weight).empty((n, *size, c), np.float32)
     # slices are added up in the order of the matrix, so patches are not cut; their K is short
     plan = Plan.of(x.size // shape.channels, shape.channels, shape.kernel_h * shape.kernel_w * f,
-                   IMAGE_SLICES if patch == (1, 1) else 1, precision, device_of(y))
+                   IMAGE_SLICES if patch == (1, 1) else 1, precision, device_of(weight))
     _run("conv_transposed", plan, precision, (y, weight), x, (shape, *patch), bias)
     return x
 
 
-def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str = "tf32") -> np.ndarray:
+def weight_grad(geometry: Geometry, x: Any, y: Any, precision: str = "tf32") -> np.ndarray:
     """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
-    xp = array_module(x, y)
-    (kh, kw), c, f = geometry.kernel, x.shape[3], y.shape[3]
-    shape = Conv.of(geometry, len(x), x.shape[1:3], c, f)
-    dw = xp.empty((kh, kw, c, f), np.float32)
-    plan = Plan.of(kh * kw * c, f, y.size // f, SLICES, precision, device_of(x))
+    x, y = Operand.of(x, precision), Operand.of(y, precision)
+    (kh, kw), (n, *size, c), f = geometry.kernel, x.shape, y.shape[3]
+    shape = Conv.of(geometry, n, (size[0], size[1]), c, f)
+    dw = array_module(x.words).empty((kh, kw, c, f), np.float32)
+    plan = Plan.of(kh * kw * c, f, math.prod(y.shape[:3]), SLICES, precision, device_of(x.words))
     _run("conv_weight_grad", plan, precision, (x, y), dw, (shape,), with_epilogue=False)
     return dw
 
@@ -167,30 +189,21 @@ def weight_grad(geometry: Geometry, x: np.ndarray, y: np.ndarray, precision: str
 def _run(kernel: str, plan: Plan, precision: str, operands: tuple[Any, Any], out: Any, shape: tuple[Any, ...],
          bias: Any = None, relu: bool = False, with_epilogue: bool = True) -> None:
     """Launch a product into `out`, by way of its slices if there are several."""
-    operands = (_words(operands[0], precision), _words(operands[1], precision))
+    words = [Operand.of(operand, precision).words for operand in operands]
     bias = None if bias is None else _aligned(bias)
     with_bias, with_relu = int(bias is not None), int(relu)
     whole = plan.slices == 1
     target = out if whole else array_module(out).empty((plan.slices, out.size), np.float32)
     bias = target if bias is None else bias             # a pointer must point somewhere
-    arguments = [*operands, target, *shape, plan.length]
+    arguments = [*words, target, *shape, plan.length]
     if with_epilogue:
         flags = [with_bias, with_relu] if kernel == "conv_forward" else [with_bias]
-        arguments = [*operands, bias, target, *shape, *(f if whole else 0 for f in flags), plan.length]
+        arguments = [*words, bias, target, *shape, *(f if whole else 0 for f in flags), plan.length]
     launch(f"conv_tensorcore.{kernel}", *arguments, blocks=plan.blocks, shared=plan.tile.shared,
            defines=plan.tile.defines(precision))
     if not whole:
         launch("conv_slices.sum_slices", target, bias, out, out.size, plan.slices, plan.n, with_bias, with_relu,
                blocks=(-(-out.size // 32),))
-
-
-def _words(array: Any, precision: str) -> Any:
-    """The numbers as the kernels copy them, in words of 4 bytes: float32 as they are, or pairs of BF16."""
-    if precision == "tf32":
-        return _aligned(array).view(np.uint32)
-    words = array_module(array).empty((*array.shape[:-1], array.shape[-1] // 2), np.uint32)
-    launch("bf16.pack", _aligned(array), words, array.size // 4, threads=array.size // 4)
-    return words
 
 
 def _aligned(array: Any) -> Any:

@@ -20,7 +20,7 @@ from minunet.convolution import ConvMatrix
 from minunet.geometry import Geometry, IntOrPair
 from minunet.ops import norm
 from minunet.ops import pool as pooling
-from minunet.ops.conv import Later, check_images, image_gradients, joined, weight_gradient
+from minunet.ops.conv import Later, check_images, gradients, prepared
 from minunet.ops.kernels import norm as kernels
 from minunet.ops.rows import count_rows, in_blocks
 
@@ -28,14 +28,14 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Unit(NamedTuple):
-    """What the backward needs: the matrix, its images as `conv.joined` and the channels of each, the batch norm's cache
-    (of z and y), and that of the pooling.
+    """What the backward needs: the matrix, its images as `conv.prepared` and the channels of each, the batch norm's
+    cache (of z and y), and that of the pooling.
 
     pooled is the result on the CPU, `pool.Pooled` on a GPU, None without pooling.
     """
 
     A: ConvMatrix
-    xs: Arrays
+    xs: Any
     channels: tuple[int, ...]
     normalised: Any
     pooled: Any
@@ -80,7 +80,7 @@ def conv_norm_relu(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *xs: np.n
     check_images("conv_norm_relu", xs, w, None)
     A = ConvMatrix(w, Geometry(w.shape[:2], 1, padding), xs[0].shape[1:3], precision=precision)
     _check(A, gamma, beta, len(xs[0]), eps, pool)
-    images, channels = joined(xs)
+    images, channels = prepared(A, xs)
     if on_gpu(w):
         y, normalised = norm.batch_norm(A.affine(images), gamma, beta, eps=eps, relu=True)
         if pool:
@@ -112,8 +112,8 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later
         dz, dgamma, dbeta = norm.batch_norm_backward(dy, normalised)
     else:
         dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)
-    dw = weight_gradient(A, xs, dz, later) if needs[0] else None
-    return dw, dgamma, dbeta, *image_gradients(A, channels, dz, needs[3:])
+    dw, *dxs = gradients(A, xs, channels, dz, (needs[0], *needs[3:]), later)
+    return dw, dgamma, dbeta, *dxs
 
 
 def fold(w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Arrays:

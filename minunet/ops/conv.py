@@ -7,7 +7,8 @@
 | dw | weight_grad(x, dy) | weight_grad(dy, x) |
 
 x of a convolution may be several images whose channels lie side by side. On the CPU no joined image is stored; on a GPU
-one is, once, by a kernel.
+one is, once, by a kernel. What two products read is prepared for both at once: in BF16 x and dy are rounded once, and
+the backward keeps the rounded x, which has half the memory.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ COLUMNS = 256               # of a linear layer's product that are one job
 
 
 class Convolved(NamedTuple):
-    """What the backward needs: the matrix, its images as `joined`, the channels of each, and y if the ReLU is fused."""
+    """What the backward needs: the matrix, its images as `prepared`, the channels of each; y if the ReLU is fused."""
 
     A: ConvMatrix
-    xs: tuple[np.ndarray, ...]
+    xs: Any
     channels: tuple[int, ...]
     y: np.ndarray | None
 
     @property
     def positive(self) -> np.ndarray:
         """Where y > 0, the kink of a fused ReLU; without one an empty array."""
-        return (self.xs[0][:0] if self.y is None else self.y) > 0
+        return (self.A.weight[:0] if self.y is None else self.y) > 0
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.ndarray, stride: IntOrPair = 1,
@@ -55,7 +56,7 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.
     xs = (x, *more)
     check_images("conv2d", xs, w, b)
     A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3], precision=precision)
-    images, channels = joined(xs)
+    images, channels = prepared(A, xs)
     y = A.affine(images, b, relu)
     return y, Convolved(A, images, channels, y if relu else None)
 
@@ -69,31 +70,32 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
     A, xs, channels, y = cache
     if y is not None:
         dy, = relu_backward(dy, y)
-    dw = weight_gradient(A, xs, dy, later) if needs[1] else None
-    dx, *more = image_gradients(A, channels, dy, (needs[0], *needs[3:]))
-    return dx, dw, channel_sum(dy) if needs[2] else None, *more
+    db = channel_sum(dy) if needs[2] else None
+    dw, dx, *more = gradients(A, xs, channels, dy, (needs[1], needs[0], *needs[3:]), later)
+    return dx, dw, db, *more
+
+
+def prepared(A: ConvMatrix, xs: tuple[np.ndarray, ...]) -> tuple[Any, tuple[int, ...]]:
+    """The images as A's products take them, on a GPU as one; and the channels of each."""
+    return A.prepared((kernels.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs), tuple(x.shape[3] for x in xs)
+
+
+def gradients(A: ConvMatrix, xs: Any, channels: tuple[int, ...], dy: np.ndarray, needs: tuple[bool, ...],
+              later: Later) -> Gradients:
+    """weight_grad(xs, dy); and Aᵀ dy, cut into what belongs to each image, of so many channels. None if not needed."""
+    dy = A.T.prepared(dy)
+    dw = weight_gradient(A, xs, dy, later) if needs[0] else None
+    if not any(needs[1:]):
+        return dw, *(None for _ in channels)
+    if len(channels) == 1:
+        return dw, A.T @ dy
+    dxs = kernels.split(A.T @ dy, channels) if on_gpu(A.weight) else A.T.split(dy, channels)
+    return dw, *(dx if needed else None for dx, needed in zip(dxs, needs[1:]))
 
 
 def weight_gradient(A: ConvMatrix, xs: Any, y: Any, later: Later) -> Any:
     """A.weight_grad(xs, y), on the CPU later: no other op needs it."""
     return A.weight_grad(xs, y) if on_gpu(A.weight) else later(lambda: A.weight_grad(xs, y))
-
-
-def joined(xs: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
-    """The images as the products take them, on a GPU as one; and the channels of each."""
-    channels = tuple(x.shape[3] for x in xs)
-    return (kernels.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs, channels
-
-
-def image_gradients(A: ConvMatrix, channels: tuple[int, ...], dy: np.ndarray, needs: tuple[bool, ...]) -> Gradients:
-    """Aᵀ dy, cut into what belongs to each image, of so many channels; None where it is not needed."""
-    if not any(needs):
-        return (None,) * len(channels)
-    if len(channels) == 1:
-        dxs: tuple[np.ndarray, ...] = (A.T @ dy,)
-    else:
-        dxs = kernels.split(A.T @ dy, channels) if on_gpu(dy) else A.T.split(dy, channels)
-    return tuple(dx if needed else None for dx, needed in zip(dxs, needs))
 
 
 def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, stride: IntOrPair = 1,
@@ -103,6 +105,7 @@ def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, 
     _check("conv_transpose2d", x, x.shape[3:], w, b, channel_axis=3)
     geometry = Geometry(w.shape[:2], stride, padding, dilation)
     A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding), precision=precision)
+    x = A.T.prepared(x)
     return A.T.affine(x, b), (A, x)
 
 
@@ -110,8 +113,10 @@ def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...
                               later: Later = parallel.at_once) -> Gradients:
     """<dy, Aᵀ x> = <A dy, x>, so dx = A dy. As a function of w, <x, A dy> has the gradient weight_grad(dy, x)."""
     A, x = cache
+    db = channel_sum(dy) if needs[2] else None
+    dy = A.prepared(dy)
     dw = weight_gradient(A, dy, x, later) if needs[1] else None
-    return A @ dy if needs[0] else None, dw, channel_sum(dy) if needs[2] else None
+    return A @ dy if needs[0] else None, dw, db
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, Any]:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 
 from minunet import ConvMatrix, Geometry
-from minunet.backend import device_of, to_device
+from minunet.backend import address, device_of, to_device
+from minunet.cuda import record_launches
 from minunet.ops import conv
 from tests.checks import assert_close, assert_triple_identity
 from tests.strategies import cases
@@ -88,6 +89,53 @@ def test_ops_compute_in_the_precision_that_they_are_given(device, op, arguments)
         results[precision] = [to_device(a, "cpu") for a in (y, *backward(dy, cache, (True, True, False))[:2])]
     for exact, rounded in zip(results["float32"], results["tf32"], strict=True):
         assert 1e-5 < abs(exact - rounded).max() / abs(exact).max() < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_what_several_products_read_is_prepared_once(device, precision):
+    """The same results, bit for bit; and in BF16 no kernel rounds it again."""
+    rng = np.random.default_rng(0)
+    x, w, y = (to_device(rng.standard_normal(shape, dtype=np.float32), device)
+               for shape in ((2, 4, 6, 8), (3, 3, 8, 16), (2, 4, 6, 16)))
+    A = ConvMatrix(w, Geometry(3, padding=1), (4, 6), precision=precision)
+    for operand, reads, array in ((A.prepared(x), lambda x: (A @ x, A.weight_grad(x, y)), x),
+                                  (A.T.prepared(y), lambda y: (A.T @ y, A.weight_grad(x, y)), y)):
+        for result, expected in zip(reads(operand), reads(array), strict=True):
+            np.testing.assert_array_equal(to_device(result, "cpu"), to_device(expected, "cpu"))
+        again = A.prepared(operand) if array is x else A.T.prepared(operand)
+        if precision == "float32":
+            assert address(again[0] if array is x else again) == address(array)         # no copy
+            continue
+        assert again is operand and operand.words.nbytes * (2 if precision == "bf16" else 1) == array.nbytes
+        with record_launches() as launches:
+            reads(operand)
+        assert [launch.kernel for launch in launches].count("bf16.pack") == (2 if precision == "bf16" else 0)
+
+
+def test_a_step_rounds_each_array_once(device):
+    """Forward x and the weight; backward dy and the weight again."""
+    rng = np.random.default_rng(0)
+    x, w, dy = (to_device(rng.standard_normal(shape, dtype=np.float32), device)
+                for shape in ((1, 4, 4, 8), (3, 3, 8, 8), (1, 4, 4, 8)))
+    for forward, backward in ((conv.conv2d, conv.conv2d_backward),
+                              (conv.conv_transpose2d, conv.conv_transpose2d_backward)):
+        with record_launches() as launches:
+            _, cache = forward(x, w, padding=1, precision="bf16")
+            backward(dy, cache, (True, True, False))
+        assert [launch.kernel for launch in launches].count("bf16.pack") == 4
+
+
+def test_what_was_prepared_for_another_product_is_refused(device):
+    def matrix(size=(4, 6), **options):
+        return ConvMatrix(to_device(np.ones((3, 3, 8, 8), np.float32), device), Geometry(3, padding=1), size, **options)
+
+    x = matrix(precision="bf16").prepared(to_device(np.ones((1, 4, 6, 8), np.float32), device))
+    with pytest.raises(ValueError, match=r"x was prepared .* bf16 with images \(4, 6, 8\); this one is in tf32"):
+        matrix(precision="tf32") @ x
+    with pytest.raises(ValueError, match="this one is in float32"):
+        matrix() @ x
+    with pytest.raises(ValueError, match=r"y was prepared .* bf16 with \(5, 6, 8\)"):
+        matrix((5, 6), precision="bf16").T @ x
 
 
 def test_the_choice(device):
