@@ -6,17 +6,18 @@
 //     max_pool2d               y[o] = max over the window, and the first position that has it      one thread: o
 //     avg_pool2d               y[o] = sum over the window / (KH KW)                                 one thread: o
 //     max_unpool2d_backward    y[o] = x[the winner's pixel]                                         one thread: o
-//     max_unpool2d             x[p] = sum of y[o] over the windows o that p wins                    one thread: p
+//     max_unpool2d             x[p] = sum of y[o] over the windows o that p wins [+ onto[p]]        one thread: p
 //     max_unpool2d_patches     the same for windows side by side                                    one thread: o
 //     avg_pool2d_backward      x[p] = sum of y[o] over the windows o that cover p / (KH KW)         one thread: p
 //
-// max_unpool2d is the gradient of max_pool2d too. Every kernel gathers: a thread owns VECTOR channels of one place, o
-// or p, and collects from the other side in a fixed order, where a scatter would need atomics and give other bits on
-// each run. Neighbouring threads own neighbouring channels, then columns: a warp reads and writes runs of memory.
+// max_unpool2d is the gradient of max_pool2d too; onto is then the gradient that the pooled map gets from elsewhere, in
+// the U-Net from its skip connection. Every kernel gathers: a thread owns VECTOR channels of one place, o or p, and
+// collects from the other side in a fixed order, where a scatter would need atomics and give other bits on each run.
+// Neighbouring threads own neighbouring channels, then columns: a warp reads and writes runs of memory.
 //
 // Bytes: each side once. For 2x2 windows, stride 2, float: 16 read, 4 + 1 written a window and channel; the gradient
-// 4 + 1 read, 16 written. Pixels read by several windows, or windows by several pixels, come out of the caches. FLOP:
-// KH KW for each output, far less than the memory takes.
+// 4 + 1 read, and 16 of onto, 16 written. Pixels read by several windows, or windows by several pixels, come out of the
+// caches. FLOP: KH KW for each output, far less than the memory takes.
 // variants: default; VECTOR=4
 #include "common.cuh"
 #include "conv.cuh"
@@ -119,12 +120,13 @@ max_pool2d_wide(const real* __restrict__ x, real* __restrict__ y, unsigned* __re
 
 // A value times 0 where it is not the winner's: as on the CPU, the NaN of an infinite gradient shows in all its window.
 template <typename Winner>
-__device__ __forceinline__ void unpool(const real* y, const Winner* winners, real* x, const Conv& s)
+__device__ __forceinline__ void unpool(const real* y, const Winner* winners, const real* onto, real* x, const Conv& s,
+                                       int with_onto)
 {
     const int index = thread_index();
     if (index >= pixels(s)) return;
     const Place p = place_of(index, s.height, s.width, s.channels);
-    Vector<real> sum = repeated<real>(0);
+    Vector<real> sum = with_onto ? load(onto + index * VECTOR) : repeated<real>(0);
     over_windows_of(s, p.n, p.row, p.column, p.c, [&](int position, int window) {
         const Vector<real> value = load(y + window);
         const Vector<Winner> winner = load(winners + window);
@@ -135,23 +137,25 @@ __device__ __forceinline__ void unpool(const real* y, const Winner* winners, rea
 }
 
 KERNEL __launch_bounds__(THREADS)
-max_unpool2d(const real* __restrict__ y, const unsigned char* __restrict__ winners, real* __restrict__ x, Conv shape)
+max_unpool2d(const real* __restrict__ y, const unsigned char* __restrict__ winners, const real* __restrict__ onto,
+             real* __restrict__ x, Conv shape, int with_onto)
 {
-    unpool(y, winners, x, shape);
+    unpool(y, winners, onto, x, shape, with_onto);
 }
 
 KERNEL __launch_bounds__(THREADS)
-max_unpool2d_wide(const real* __restrict__ y, const unsigned* __restrict__ winners, real* __restrict__ x, Conv shape)
+max_unpool2d_wide(const real* __restrict__ y, const unsigned* __restrict__ winners, const real* __restrict__ onto,
+                  real* __restrict__ x, Conv shape, int with_onto)
 {
-    unpool(y, winners, x, shape);
+    unpool(y, winners, onto, x, shape, with_onto);
 }
 
 // Windows side by side (kernel = stride, no padding), the U-Net's own: no two share a pixel, so that a thread owns a
 // whole window with its KH x KW pixels, and reads value and winner once. The windows that the image's lower and right
 // border cut through do not exist: their pixels are zero.
 KERNEL __launch_bounds__(THREADS)
-max_unpool2d_patches(const real* __restrict__ y, const unsigned char* __restrict__ winners, real* __restrict__ x,
-                     Conv shape)
+max_unpool2d_patches(const real* __restrict__ y, const unsigned char* __restrict__ winners,
+                     const real* __restrict__ onto, real* __restrict__ x, Conv shape, int with_onto)
 {
     const Conv& s = shape;
     const int rows = (s.height + s.kernel_h - 1) / s.kernel_h, columns = (s.width + s.kernel_w - 1) / s.kernel_w;
@@ -171,10 +175,11 @@ max_unpool2d_patches(const real* __restrict__ y, const unsigned char* __restrict
         for (int j = 0; j < s.kernel_w; j++) {
             const int w = o.column * s.kernel_w + j, position = i * s.kernel_w + j;
             if (w >= s.width) break;
-            Vector<real> pixel;
+            const int at = ((o.n * s.height + h) * s.width + w) * s.channels + o.c;
+            Vector<real> sum = with_onto ? load(onto + at) : repeated<real>(0);
             #pragma unroll
-            for (int v = 0; v < VECTOR; v++) pixel.of[v] = value.of[v] * (real)(winner.of[v] == position);
-            store(x + ((o.n * s.height + h) * s.width + w) * s.channels + o.c, pixel);
+            for (int v = 0; v < VECTOR; v++) sum.of[v] += value.of[v] * (real)(winner.of[v] == position);
+            store(x + at, sum);
         }
     }
 }

@@ -22,6 +22,7 @@ from minunet.ops import norm
 from minunet.ops import pool as pooling
 from minunet.ops.conv import Later, check_images, gradients, prepared
 from minunet.ops.kernels import norm as kernels
+from minunet.ops.kernels import pool as pool_kernels
 from minunet.ops.rows import count_rows, in_blocks
 
 Arrays = tuple[np.ndarray, ...]
@@ -107,8 +108,8 @@ def conv_norm_relu_backward(dy: Any, cache: Unit, needs: tuple[bool, ...], later
     dy, dpooled = (dy, None) if pooled is None else dy
     if on_gpu(A.weight):
         if dpooled is not None:
-            unpooled, = pooling.max_pool2d_backward(dpooled, pooled)
-            dy = unpooled if dy is None else dy + unpooled
+            winners, geometry, size = pooled
+            dy = pool_kernels.max_unpool2d(dpooled, winners, geometry, size, onto=dy)
         dz, dgamma, dbeta = norm.batch_norm_backward(dy, normalised)
     else:
         dz, dgamma, dbeta = _normalised_backward(dy, dpooled, normalised, pooled)

@@ -6,7 +6,9 @@ from hypothesis import HealthCheck, given, settings
 
 from minunet import functional, gradcheck
 from minunet.backend import to_device
+from minunet.geometry import Geometry
 from minunet.ops import pool
+from minunet.ops.kernels import pool as kernels
 from minunet.ops.kernels.vector import vector_length
 from tests import naive
 from tests.checks import assert_close
@@ -37,9 +39,9 @@ CASES = [
     ((3, 4), (1, 1), (2, 3), (11, 10), 1, 4),
     ((1, 1), (1, 1), (0, 0), (1, 1), 1, 1),
 ]
-CASES = pytest.mark.parametrize("case", [Pooling(*case, seed=0) for case in CASES], ids=str)
-WIDE = pytest.mark.parametrize("case", [Pooling((17, 16), (3, 5), (8, 4), (20, 18), 1, 4, 0),
-                                        Pooling((1, 257), (1, 257), (0, 0), (2, 300), 1, 3, 0)], ids=str)
+CASES = [Pooling(*case, seed=0) for case in CASES]
+WIDE = [Pooling((17, 16), (3, 5), (8, 4), (20, 18), 1, 4, 0), Pooling((1, 257), (1, 257), (0, 0), (2, 300), 1, 3, 0)]
+CASES, WIDE, EVERY = (pytest.mark.parametrize("case", cases, ids=str) for cases in (CASES, WIDE, CASES + WIDE))
 FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -78,6 +80,20 @@ def test_unpool_and_its_gradient_equal_the_cpu(device, case, dtype, tolerance):
     """With winners anywhere, in the padding too."""
     values, winners = case.maxima()
     assert_equals_cpu(device, UNPOOL, [values], dtype, tolerance, winners=winners, size=case.size, **options(case))
+
+
+@EVERY
+def test_unpooled_onto_another_gradient(device, case):
+    values, winners = case.maxima()
+    onto = case.image()
+
+    def f(*arrays):
+        return tuple(kernels.max_unpool2d(*arrays[:2], Geometry(*case.window), case.size, *more)
+                     for more in ((), arrays[2:]))
+
+    alone, both = computed(device, f, values, winners, onto)
+    assert_close(both, onto + alone, 1e-12)
+    assert alone.any()
 
 
 @CASES

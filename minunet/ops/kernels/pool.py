@@ -18,21 +18,26 @@ def max_pool2d(x: Any, geometry: Geometry) -> tuple[Any, Any]:
     xp, wide, shape = array_module(x), _is_wide(geometry), _shape(geometry, x, x.shape[1:3])
     y = xp.empty((len(x), shape.out_height, shape.out_width, shape.channels), x.dtype)
     winners = xp.empty(y.shape, np.uint32 if wide else np.uint8)
-    _launch("max_pool2d_wide" if wide else "max_pool2d", y, xp.ascontiguousarray(x), y, winners, shape)
+    _launch("max_pool2d_wide" if wide else "max_pool2d", y, (xp.ascontiguousarray(x), y, winners), shape)
     return y, winners.astype(_winner(geometry), copy=False)
 
 
-def max_unpool2d(y: Any, winners: Any, geometry: Geometry, size: Pair) -> Any:
-    """The sum of each pixel's windows that it wins, also max_pool2d's gradient: (N, OH, OW, C) -> (N, H, W, C)."""
+def max_unpool2d(y: Any, winners: Any, geometry: Geometry, size: Pair, onto: Any = None) -> Any:
+    """The sum of each pixel's windows that it wins, also max_pool2d's gradient: (N, OH, OW, C) -> (N, H, W, C).
+
+    onto (N, H, W, C): numbers that it is added to.
+    """
     xp, wide, shape = array_module(y, winners), _is_wide(geometry), _shape(geometry, y, size)
     y, winners = xp.ascontiguousarray(y), _for_kernel(winners, geometry)
     x = xp.empty((len(y), *size, shape.channels), y.dtype)
+    given = int(onto is not None)
+    arrays = y, winners, xp.ascontiguousarray(onto) if given else y, x         # a pointer must point somewhere
     if geometry.is_patches and not wide:
         (kh, kw), (h, w) = geometry.kernel, size
         patches = len(y) * -(-h // kh) * -(-w // kw) * shape.channels
-        _launch("max_unpool2d_patches", x, y, winners, x, shape, numbers=patches)
+        _launch("max_unpool2d_patches", x, arrays, shape, given, numbers=patches)
     else:
-        _launch("max_unpool2d_wide" if wide else "max_unpool2d", x, y, winners, x, shape)
+        _launch("max_unpool2d_wide" if wide else "max_unpool2d", x, arrays, shape, given)
     return x
 
 
@@ -41,7 +46,7 @@ def max_unpool2d_backward(dx: Any, winners: Any, geometry: Geometry) -> Any:
     xp, shape = array_module(dx, winners), _shape(geometry, dx, dx.shape[1:3])
     dy = xp.empty(winners.shape, dx.dtype)
     _launch("max_unpool2d_backward_wide" if _is_wide(geometry) else "max_unpool2d_backward", dy,
-            xp.ascontiguousarray(dx), _for_kernel(winners, geometry), dy, shape)
+            (xp.ascontiguousarray(dx), _for_kernel(winners, geometry), dy), shape)
     return dy
 
 
@@ -49,7 +54,7 @@ def avg_pool2d(x: Any, geometry: Geometry) -> Any:
     """The mean of each window: (N, H, W, C) -> (N, OH, OW, C)."""
     xp, shape = array_module(x), _shape(geometry, x, x.shape[1:3])
     y = xp.empty((len(x), shape.out_height, shape.out_width, shape.channels), x.dtype)
-    _launch("avg_pool2d", y, xp.ascontiguousarray(x), y, shape)
+    _launch("avg_pool2d", y, (xp.ascontiguousarray(x), y), shape)
     return y
 
 
@@ -57,15 +62,15 @@ def avg_pool2d_backward(dy: Any, geometry: Geometry, size: Pair) -> Any:
     """The sum of each pixel's shares of the windows that cover it: (N, OH, OW, C) -> (N, H, W, C)."""
     xp, shape = array_module(dy), _shape(geometry, dy, size)
     dx = xp.empty((len(dy), *size, shape.channels), dy.dtype)
-    _launch("avg_pool2d_backward", dx, xp.ascontiguousarray(dy), dx, shape)
+    _launch("avg_pool2d_backward", dx, (xp.ascontiguousarray(dy), dx), shape)
     return dx
 
 
-def _launch(kernel: str, output: Any, *arguments: Any, numbers: int | None = None) -> None:
+def _launch(kernel: str, output: Any, arrays: tuple[Any, ...], shape: Conv, *flags: int,
+            numbers: int | None = None) -> None:
     """One thread for every 4 or 1 of the output's numbers."""
-    *arrays, shape = arguments
     vector = vector_length(shape.channels, *arrays)
-    launch(f"pool.{kernel}", *arguments, threads=(output.size if numbers is None else numbers) // vector,
+    launch(f"pool.{kernel}", *arrays, shape, *flags, threads=(output.size if numbers is None else numbers) // vector,
            defines={"VECTOR": vector})
 
 
