@@ -239,8 +239,9 @@ def test_prediction_folds_batch_norm_into_the_weights(case):
     assert_close(y, norm.normalize(z, gamma, beta, mean=mean, var=var, eps=1e-3, relu=True)[0], 1e-12)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_on_a_device_as_on_the_cpu(device, pooled):
+@pytest.mark.parametrize("wanted", [["y"], ["y", "pooled"], ["pooled"]], ids="-".join)
+def test_on_a_device_as_on_the_cpu(device, wanted):
+    """Pooling or not, and with gradients of one result or of both."""
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(np.float32)
               for shape in ((3, 3, 5, 4), (4,), (4,), (2, 4, 6, 3), (2, 4, 6, 2))]
@@ -248,7 +249,7 @@ def test_on_a_device_as_on_the_cpu(device, pooled):
     dy, dpooled = dy.astype(np.float32), dpooled.astype(np.float32)
 
     def f(dy, dpooled, *arrays):
-        results, gradients, kinks = unit(arrays, dy, dpooled, pooled)
+        results, gradients, kinks = unit(arrays, dy if "y" in wanted else None, dpooled, "pooled" in wanted)
         return (*results, *gradients, *kinks)
 
     expected = f(*(a.astype(np.float64) for a in (dy, dpooled, *arrays)))
