@@ -8,6 +8,7 @@ beside theirs (`array_module`) and name no array library themselves.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from minunet.errors import UserError
 from minunet.sim_array import SimArray, sim
 
 DEVICES = ("cpu", "cuda", "sim")
+INSTALL = ": pip install 'minunet[gpu]' (CUDA 12) or 'minunet[gpu13]' (CUDA 13)"
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -26,18 +28,30 @@ def cupy() -> Any:
     """The module cupy. Raises UserError, with what to install, where it is missing or finds no GPU."""
     try:
         module = importlib.import_module("cupy")
-    except ImportError:
-        raise UserError("the device cuda needs CuPy, which is not installed: pip install 'minunet[gpu]' (CUDA 12) or "
-                        "'minunet[gpu13]' (CUDA 13); without a GPU, --device sim runs the same kernels") from None
+    except ImportError as error:
+        missing = importlib.util.find_spec("cupy") is None
+        raise UserError("the device cuda needs CuPy, which "
+                        + ("is not installed" if missing else f"cannot be imported ({first_line(error)})")
+                        + f"{INSTALL}; without a GPU, --device sim runs the same kernels") from None
     try:
         count = module.cuda.runtime.getDeviceCount()
     except Exception as error:              # CUDARuntimeError, which exists only with CuPy
-        raise UserError(f"the device cuda needs an NVIDIA GPU and its driver ({error}); without one, --device sim runs "
-                        "the same kernels") from None
+        raise UserError(f"the device cuda needs an NVIDIA GPU and its driver ({first_line(error)}); without one, "
+                        "--device sim runs the same kernels") from None
     if count == 0:
         raise UserError("the device cuda needs an NVIDIA GPU, and the driver sees none (is CUDA_VISIBLE_DEVICES "
                         "empty?); without one, --device sim runs the same kernels")
+    try:                                    # both are loaded when they are asked for first
+        _ = module.cuda.nvrtc.getVersion(), module.cuda.cublas
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"the device cuda needs CUDA's compiler NVRTC and its cuBLAS ({first_line(error)}){INSTALL}; "
+                        "--device sim runs the same kernels") from None
     return module
+
+
+def first_line(error: Exception) -> str:
+    """An error's words, or where it has none its name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def device_of(*arrays: Any) -> str:

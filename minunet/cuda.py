@@ -232,14 +232,14 @@ def launch(kernel: str, *arguments: Any, threads: int | None = None, blocks: tup
         raise KernelError(f"{kernel}: {error}") from None
     if device == "cpu":
         raise KernelError(f"{kernel}: kernels run on the devices cuda and sim; these arrays are on cpu")
-    checked = [_checked(kernel, p, a, structs_of(file), np.dtype(real)) for p, a in zip(stated.parameters, arguments)]
     wide = any(p.type in ("long long", "unsigned long long") and not p.pointer for p in stated.parameters)
     for parameter, array in arrays:
         if array.size > INT_LIMIT and not wide:
             raise KernelError(f"{kernel}: {parameter.name} has {array.size} elements, and the kernel counts them with "
                               f"an int, up to {INT_LIMIT}; use a smaller batch or image")
+    checked = [_checked(kernel, p, a, structs_of(file), np.dtype(real)) for p, a in zip(stated.parameters, arguments)]
     grid = blocks if threads is None else (-(-threads // stated.threads),)
-    if not 1 <= len(grid) <= 3:
+    if (threads is None) != bool(blocks) or not 1 <= len(grid) <= 3 or min(grid) < 0:
         raise KernelError(f"{kernel}: give threads, or blocks of one to three dimensions; got {threads!r}, {blocks!r}")
     if 0 in grid:
         return                              # nothing to do

@@ -283,6 +283,15 @@ def under_no_grad():
         return leaf(1) * 2
 
 
+@pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv])
+def test_arithmetic_across_devices_names_both(device, op):
+    here, there = np.ones(3), to_device(np.ones(3), device)
+    for a, b in ((Tensor(here), there), (Tensor(there), Tensor(here)), (here, Tensor(there))):
+        with pytest.raises(TypeError, match="different devices: .*move one with minunet.backend") as caught:
+            op(a, b)
+        assert "(3,) on cpu" in str(caught.value) and f"(3,) on {device}" in str(caught.value)
+
+
 @pytest.mark.parametrize("make, error, message", [
     (lambda: leaf(2, 3).backward(), ValueError, r"a Tensor of shape \(2, 3\) needs a gradient of that shape"),
     (lambda: (leaf(2, 3) * 2).backward(np.ones(3)), ValueError, r"must have the Tensor's shape \(2, 3\); got \(3,\)"),

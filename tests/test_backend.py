@@ -94,9 +94,16 @@ def forget():
     backend.cupy.cache_clear()
 
 
-def fake_cupy(count):
+def found(_=None):
+    return 1
+
+
+def fake_cupy(count=found, version=found, cublas=found):
+    """What is asked of CuPy at first; cublas is loaded when it is asked for."""
+    libraries = type("cuda", (), {"runtime": types.SimpleNamespace(getDeviceCount=count), "cublas": property(cublas),
+                                  "nvrtc": types.SimpleNamespace(getVersion=version)})
     module = types.ModuleType("cupy")
-    module.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=count))
+    module.cuda = libraries()
     return module
 
 
@@ -104,14 +111,33 @@ def no_driver():
     raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
 
 
+def no_compiler():
+    raise RuntimeError("libnvrtc.so was not found\nsearched: many folders")
+
+
+def no_cublas(_):
+    raise ImportError("libcublas.so.12: cannot open shared object file")
+
+
 @pytest.mark.parametrize("module, words", [
     (None, "needs CuPy, which is not installed: pip install 'minunet[gpu]'"),
     (fake_cupy(no_driver), "needs an NVIDIA GPU and its driver (cudaErrorInsufficientDriver"),
     (fake_cupy(lambda: 0), "the driver sees none"),
-], ids=["no CuPy", "no driver", "no device"])
+    (fake_cupy(version=no_compiler), "and its cuBLAS (libnvrtc.so was not found): pip install 'minunet[gpu]'"),
+    (fake_cupy(cublas=no_cublas), "and its cuBLAS (libcublas.so.12: cannot open shared object file): pip install"),
+], ids=["no CuPy", "no driver", "no device", "no NVRTC", "no cuBLAS"])
 def test_cuda_that_cannot_be_used_is_one_sentence(monkeypatch, forget, module, words):
     monkeypatch.setitem(sys.modules, "cupy", module)
     with pytest.raises(UserError) as caught:
         to_device(np.ones(2), "cuda")
     message = str(caught.value)
     assert words in message and "--device sim" in message and "\n" not in message
+
+
+def test_a_cupy_that_cannot_be_imported_says_why(monkeypatch, forget, tmp_path):
+    """It is there, and lacks something of its own."""
+    (tmp_path / "cupy.py").write_text("import no_such_module_of_cupys")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(UserError, match=r"cannot be imported \(No module named 'no_such_module_of_cupys'\): pip ins"):
+        to_device(np.ones(2), "cuda")

@@ -125,6 +125,10 @@ def test_counts_names_and_grids_are_checked(folder):
         launch("nowhere.x", threads=1)
     with pytest.raises(KernelError, match="give threads, or blocks"):
         launch("test.wide", sim(1), sim(1), 1)
+    with pytest.raises(KernelError, match=r"give threads, or blocks of .* got 32, \(1,\)"):
+        launch("test.wide", sim(1), sim(1), 1, threads=32, blocks=(1,))
+    with pytest.raises(KernelError, match="give threads, or blocks of .* got -1000"):
+        launch("test.wide", sim(1), sim(1), 1, threads=-1000)
     with pytest.raises(KernelError, match="kernels run on the devices cuda and sim; these arrays are on cpu"):
         launch("test.wide", np.ones(1, np.float32), np.ones(1, np.float32), 1, threads=1)
 
@@ -137,6 +141,8 @@ def test_no_threads_is_no_launch(folder):
 
 def test_too_many_elements_for_an_int_are_refused(folder, monkeypatch):
     monkeypatch.setattr(cuda, "INT_LIMIT", 2)
+    with pytest.raises(KernelError, match="x has 3 elements, and the kernel counts them with an int, up to 2"):
+        scale(count=2**31)                  # as where it is the number of elements
     with pytest.raises(KernelError, match="x has 3 elements, and the kernel counts them with an int, up to 2"):
         scale()
     y = sim(0, 0, 0)

@@ -20,7 +20,7 @@ Which algorithm computes the products is decided here and nowhere else:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,17 @@ DENSE_LIMIT = 1 << 28       # elements; 1 GiB in float32, 2 in float64
 WINOGRAD_CHANNELS = 8
 WINOGRAD_PIXELS = 64
 WINOGRAD_NUMBERS = 8192
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError unless the products of this device can be computed in this precision."""
+    _check_choice("precision", precision, PRECISIONS, device)
+
+
+def _check_choice(name: str, value: str, choices: Mapping[str, Sequence[str]], device: str) -> None:
+    found = choices["cpu" if device == "cpu" else "gpu"]
+    if value not in found:
+        raise ValueError(f"{name} must be one of {', '.join(found)} on the device {device}; got {value!r}")
 
 
 class ConvMatrix:
@@ -85,12 +96,8 @@ class ConvMatrix:
                  precision: str = "float32"):
         weight = as_float(weight)
         self.device = device_of(weight)
-        kind = "cpu" if self.device == "cpu" else "gpu"
-        for name, value, choices in (("precision", precision, PRECISIONS[kind]),
-                                     ("algorithm", algorithm, ALGORITHMS[kind])):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)} on the device {self.device}; got "
-                                 f"{value!r}")
+        check_precision(precision, self.device)
+        _check_choice("algorithm", algorithm, ALGORITHMS, self.device)
         if not isinstance(geometry, Geometry):
             raise TypeError(f"geometry must be a Geometry, such as Geometry(kernel=3); got {type(geometry).__name__}")
         weight = as_float(weight, precision if precision == "float64" else None)
@@ -128,7 +135,7 @@ class ConvMatrix:
 
     def affine(self, x: Any, b: np.ndarray | None = None, relu: bool = False) -> np.ndarray:
         """A x + b with one number of b (F,) for each filter, or the maximum of this and 0, made where it is stored."""
-        y, _ = self._product(self._images(x), b, relu)
+        y, _ = self._product(self._images(x), self._bias(b, 3), relu)
         return y.ravel() if _is_vector(x) else y
 
     def prepared(self, x: Any) -> Any:
@@ -271,6 +278,17 @@ class ConvMatrix:
         device_of(self.weight, array)               # raises for an image on another device
         return array_module(array).ascontiguousarray(array)
 
+    def _bias(self, b: Any, axis: int) -> Any:
+        """b as one number for each of the weight's channels on this axis; None is none."""
+        if b is None:
+            return None
+        b = as_float(b, self.dtype)
+        if b.shape != self.weight.shape[axis:axis + 1]:
+            raise ValueError(f"b must be {self.weight.shape[axis:axis + 1]}, one number for each output channel; its "
+                             f"shape is {b.shape}")
+        device_of(self.weight, b)
+        return array_module(b).ascontiguousarray(b)
+
     def _operand(self, operand: tensor_cores.Operand, name: str, expected: tuple[int, ...]) -> tensor_cores.Operand:
         """The operand, if `prepared` has made it of such images, for such products."""
         precision = self.precision if self.algorithm == "tensorcore" else str(self.dtype)
@@ -316,7 +334,8 @@ class TransposedConvMatrix:
 
     def affine(self, y: Any, b: np.ndarray | None = None) -> np.ndarray:
         """Aᵀ y + b with one number of b (C,) for each channel, added where the product is stored."""
-        x = self._matrix._transposed(self._matrix._image(y, "y", of_inputs=False), b)
+        A = self._matrix
+        x = A._transposed(A._image(y, "y", of_inputs=False), A._bias(b, 2))
         return x.ravel() if _is_vector(y) else x
 
     def prepared(self, y: Any) -> Any:

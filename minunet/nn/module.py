@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet.autograd import Tensor
-from minunet.backend import FLOATS, device_of, to_device
+from minunet.backend import FLOATS, device_of, module_of, to_device
+from minunet.convolution.matrix import check_precision
 
 Shape = tuple[int, ...]
 
@@ -148,9 +149,12 @@ class Module:
         """Move parameters and buffers to "cpu", "cuda" or "sim", in place; gradients are dropped; returns the module.
 
         precision, if given, becomes that of the convolutions' products (`ConvMatrix`). Move a model before an optimizer
-        is made of its parameters: it keeps arrays beside them. Raises ValueError for an unknown device, UserError where
-        it cannot be used.
+        is made of its parameters: it keeps arrays beside them. Raises ValueError for an unknown device, or a precision
+        that it does not have; UserError where it cannot be used.
         """
+        module_of(device)
+        if precision is not None:
+            check_precision(precision, device)
         for _, module in self.named_modules():
             if precision is not None and hasattr(module, "precision"):
                 module.precision = precision

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import array_module
+from minunet.backend import array_module, device_of
 from minunet.ops.sums import sum_to_shape
 
 Axis = int | tuple[int, ...] | None
@@ -14,6 +14,7 @@ Axis = int | tuple[int, ...] | None
 
 def add(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Any]:
     """a + b."""
+    device_of(a, b)             # one device, or a TypeError that names both
     return a + b, (a.shape, b.shape)
 
 
@@ -25,6 +26,7 @@ def add_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def multiply(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Any]:
     """a · b, element by element."""
+    device_of(a, b)
     return a * b, (a, b)
 
 
@@ -36,6 +38,7 @@ def multiply_backward(dy: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarra
 
 def divide(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Any]:
     """a / b, element by element."""
+    device_of(a, b)
     y = a / b
     return y, (a.shape, b, y)
 

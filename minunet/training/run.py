@@ -250,6 +250,7 @@ class Run:
                 asked = time.perf_counter()
                 self._computed += asked - came
         losses += self._read(unread, epoch, on_step)
+        self.optimizer.zero_grad()      # the gradients lie in the recording's memory
         nn.release_recordings()
         return sum(losses) / len(losses)
 

@@ -138,6 +138,17 @@ def test_what_was_prepared_for_another_product_is_refused(device):
         matrix((5, 6), precision="bf16").T @ x
 
 
+def test_a_bias_that_does_not_fit_is_refused(device):
+    for where in ("cpu", device):
+        A = ConvMatrix(to_device(np.ones((3, 3, 2, 8), np.float32), where), Geometry(3, padding=1), (4, 4))
+        with pytest.raises(ValueError, match=r"b must be \(8,\), one number for each output channel; .* is \(3,\)"):
+            A.affine(to_device(np.ones((1, 4, 4, 2), np.float32), where), to_device(np.ones(3, np.float32), where))
+        with pytest.raises(ValueError, match=r"b must be \(2,\)"):
+            A.T.affine(to_device(np.ones((1, 4, 4, 8), np.float32), where), to_device(np.ones(8, np.float32), where))
+    with pytest.raises(TypeError, match=f"on {device}.* on cpu"):
+        A.affine(to_device(np.ones((1, 4, 4, 2), np.float32), device), np.ones(8, np.float32))
+
+
 def test_the_choice(device):
     def choice(channels, filters, **options):
         weight = to_device(np.ones((3, 3, channels, filters), np.float32), device)

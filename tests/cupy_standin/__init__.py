@@ -27,11 +27,12 @@ from tests.cupy_standin.runtime import failures
 
 cupy_backends.cuda.libs.cublas = kernels.Cublas("cupy_backends.cuda.libs.cublas")
 
-from cupy.cuda import compiler  # noqa: E402    now that all is exchanged
+from cupy.cuda import compiler, nvrtc  # noqa: E402    now that all is exchanged
 
 from minunet import backend  # noqa: E402
 
 compiler._compile_using_nvrtc_no_warning, compiler._get_nvrtc_version = kernels.compiled, lambda: (12, 9)
+nvrtc.getVersion = lambda: (12, 9)
 compiler._preprocess = lambda *_: ""            # whose result tells compilers apart, in the name of a cached kernel
 backend.cupy()                                  # or an error: the tests would be skipped
 

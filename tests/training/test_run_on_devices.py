@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minunet import UNet, functional, nn
+from minunet import UNet, backend, functional, nn
 from minunet.backend import to_device
 from minunet.errors import UserError
 from minunet.nn import replayed
@@ -56,6 +56,21 @@ def test_it_learns_the_same_to_the_bit(device, tmp_path, recordings, monkeypatch
     expected, expected_state = learn(made(tmp_path / "each", device))
     assert told == expected and len(set(told)) == len(told)
     assert_same_state(state, expected_state)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+def test_an_epoch_gives_its_memory_back(device, tmp_path):
+    """Before predictions need theirs."""
+    cupy = backend.cupy()
+
+    def free():
+        cupy.get_default_memory_pool().free_all_blocks()
+        return cupy.cuda.runtime.memGetInfo()[0]
+
+    run = Run(scenes(20, (64, 64)), tmp_path, RunConfig(base=8, depth=2, crop=(64, 64), batch=4), device=device)
+    before, recorded = free(), []
+    run._learn(1, lambda *_: recorded.append(nn.recorded_bytes()))
+    assert max(recorded) > 8 << 20 and free() >= before - (2 << 20)
 
 
 def test_losses_are_read_rarely(device, tmp_path, monkeypatch):
