@@ -93,6 +93,9 @@ class Net(ABC):
     def gpu_bytes(self) -> int:
         """Of the GPU's memory, what the side holds now or held at most."""
 
+    def settle(self) -> None:
+        """Give back memory that only the first calls needed."""
+
     def first_losses(self) -> list[float]:
         """Of the first steps."""
         return [float(self.step()) for _ in range(FIRST_STEPS)]
@@ -105,6 +108,7 @@ class Net(ABC):
             timer, count = WallTimer(self.wait), PIPELINED if work == "step" else 1
             for _ in range(2):              # a recording begins with the second call
                 run()
+            self.settle()
         times = measure([lambda: [run() for _ in range(count)]], timer, budget.seconds, budget.least).times
         self._most = max(self._most, self.gpu_bytes())
         return tuple(t / count for t in times)
@@ -160,7 +164,7 @@ class OurNet(Net):
             cupy().cuda.Device().synchronize()
 
     def gpu_bytes(self) -> int:
-        """Of CuPy's pool and the recordings'."""
+        """Of CuPy's pool, which gives nothing back, and the recordings'."""
         pool = cupy().get_default_memory_pool().total_bytes() if self.case.device == "cuda" else 0
         return pool + nn.recorded_bytes()
 
@@ -227,8 +231,15 @@ class TorchNet(Net):
         if self.case.device == "cuda":
             self._torch.cuda.synchronize()
 
+    def settle(self) -> None:
+        """That of the algorithms that cuDNN has tried."""
+        if self.case.device == "cuda":
+            self.wait()
+            self._torch.cuda.empty_cache()
+            self._torch.cuda.reset_peak_memory_stats()
+
     def gpu_bytes(self) -> int:
-        """The most that PyTorch's allocator has held."""
+        """The most that PyTorch's allocator has held since then."""
         return self._torch.cuda.max_memory_reserved() if self.case.device == "cuda" else 0
 
 

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # an overflow ends in a UserError
             warnings.filterwarnings("ignore", module="PIL")                         # odd tags do no harm
+            warnings.showwarning = _say     # type: ignore[assignment]
             code: int | None = arguments.run(arguments)
             sys.stdout.flush()
         return code or 0
@@ -45,6 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"minunet: {complaint}", file=sys.stderr)
     return 2
+
+
+def _say(message: Warning | str, *_: object) -> None:
+    """A warning without the line of code that gave it."""
+    print(f"minunet: {message}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -61,8 +61,8 @@ class Replayed:
 
     A call whose arrays have the shapes and dtypes of the call before is recorded, and the following ones replay it,
     until one has other shapes, or the module is not what it was (`Snapshot`). What is recorded has memory of its own on
-    the GPU. Where there is too little, and on the CPU, function is called each time; also, with a warning, where it
-    does what cannot be recorded. Threads wait for each other.
+    the GPU. On the CPU, function is called each time; also, with a warning, where there is too little memory, or where
+    it does what cannot be recorded. Threads wait for each other.
 
     Args:
         function: takes a module and arrays on its device, and returns arrays, as `Recording` has it. Its launches may
@@ -95,12 +95,10 @@ class Replayed:
                 try:
                     self._recording = Recording(partial(self._function, module), arrays, device)
                     return self._recording.results
-                except MemoryError:
+                except (MemoryError, tape.NotRecordable) as error:
                     self._recordable = False
-                except tape.NotRecordable as error:
-                    self._recordable = False
-                    warnings.warn(f"minunet: what is computed on the device {device} is launched kernel by kernel, not "
-                                  f"as one graph: {error}", RuntimeWarning, stacklevel=4)
+                    warnings.warn(f"what is computed on the device {device} is launched kernel by kernel, not as one "
+                                  f"graph: {str(error) or 'there is too little memory'}", stacklevel=4)
         else:
             self._recording, self._recordable = None, True
         results = self._function(module, *(to_device(array, device) for array in arrays))

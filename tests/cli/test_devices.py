@@ -7,6 +7,7 @@ import pytest
 
 from minunet import backend
 from minunet.cli import main
+from minunet.nn import replayed
 from tests.cli.helpers import evaluate, files_below, look_at_run, pixels, predict, refused, train
 
 SMALL = ("--base", "2", "--depth", "1", "--crop", "8x8", "--batch", "2", "--epochs", "1")
@@ -34,6 +35,19 @@ def test_the_test_figures_are_computed_there_too(here, monkeypatch):
     run.finish()
     model = run.checkpoint.model
     assert (model.device, model.head.precision) == ("sim", "bf16")
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_not_recorded_is_said(here, monkeypatch, capsys):
+    """In one line: it takes longer."""
+    def too_little(*_):
+        raise MemoryError("the GPU has no 8 bytes for what is recorded")
+
+    monkeypatch.setattr(replayed, "Recording", too_little)
+    assert main(train("--device", "sim", tiny=SMALL)) == 0
+    said = capsys.readouterr().err
+    assert "minunet: what is computed on the device sim is launched kernel by kernel, not as one graph: the GPU" in said
+    assert said.count("kernel by kernel") == 1 and "replayed.py" not in said
 
 
 def test_a_run_goes_on_on_another_device(here, capsys):

@@ -53,7 +53,8 @@ def test_it_learns_the_same_to_the_bit(device, tmp_path, recordings, monkeypatch
         raise MemoryError
 
     monkeypatch.setattr(replayed, "Recording", too_little)
-    expected, expected_state = learn(made(tmp_path / "each", device))
+    with pytest.warns(UserWarning, match="there is too little memory"):
+        expected, expected_state = learn(made(tmp_path / "each", device))
     assert told == expected and len(set(told)) == len(told)
     assert_same_state(state, expected_state)
 
