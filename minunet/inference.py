@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from minunet.backend import on_gpu
+from minunet.backend import array_module, on_gpu, to_device
 from minunet.checkpoint import Checkpoint
 from minunet.data import IGNORE
 from minunet.data.files import resize_image
@@ -23,12 +23,12 @@ COLOURS = np.concatenate([_OKABE_ITO, 0.5 + 0.5 * _OKABE_ITO, 0.5 * _OKABE_ITO])
 FORMS = ("binary", "ids", "colors")
 
 
-def probabilities(checkpoint: Checkpoint, image: np.ndarray) -> np.ndarray:
+def probabilities(checkpoint: Checkpoint, image: np.ndarray, device: str = "cpu") -> np.ndarray:
     """(H, W, K) float32 for an image (H, W, C) in 0..1: what the net's output makes of its logits, at every pixel.
 
     A net that learned from resized images gets the image resized, and its answer is interpolated back. For a net with
-    valid convolutions the image is extended by its mirror image, as in the paper (section 2, figure 2). Raises
-    UserError when the net answers with something that is no number.
+    valid convolutions the image is extended by its mirror image, as in the paper (section 2, figure 2). device: where
+    the answer is wanted. Raises UserError when the net answers with something that is no number.
     """
     model, size = checkpoint.model, image.shape[:2]
     x = checkpoint.normalise(image if checkpoint.size is None else resize_image(image, checkpoint.size))
@@ -38,11 +38,11 @@ def probabilities(checkpoint: Checkpoint, image: np.ndarray) -> np.ndarray:
     top, left = (height - answered[0]) // 2, (width - answered[1]) // 2
     if (height, width) != (h, w):
         x = np.pad(x, [(top, height - h - top), (left, width - w - left), (0, 0)], mode="reflect")
-    answer = model.predict(x[None])[0, :h, :w]
-    if not np.isfinite(answer).all():
+    answer = model.predict(x[None], device if checkpoint.size is None else "cpu")[0, :h, :w]
+    if not array_module(answer).isfinite(answer).all():
         raise UserError("the net's output is no longer finite, its weights grew too large in training; train again "
                         "with a smaller learning rate")
-    return answer if checkpoint.size is None else resize_image(answer, (size[0], size[1]))
+    return answer if checkpoint.size is None else to_device(resize_image(answer, (size[0], size[1])), device)
 
 
 def class_ids(answer: np.ndarray, threshold: float = 0.5) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from minunet import functional, nn
 from minunet.autograd import Tensor, no_grad
-from minunet.backend import as_float, device_of, to_device
+from minunet.backend import as_float, device_of, on_gpu, to_device
 from minunet.geometry import IntOrPair, Pair, as_pair
 from minunet.models.summary import Summary, summarize
 from minunet.nn.init import GAINS, as_generator
@@ -171,7 +171,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, classes, 1, gain=GAINS["linear"], rng=rng)
         self.crop = nn.Crop() if padding == "same" else None
         self.recompute = recompute
-        self._prediction = nn.Replayed(_predict, _to_host, without=("training",))
+        self._prediction = nn.Replayed(_predict, _own, without=("training",))
 
     @property
     def recompute(self) -> bool:
@@ -234,13 +234,13 @@ class UNet(nn.Module):
         h, w = (next(m for m in itertools.count(n) if (_valid_size(m, depth) or 0) >= n) for n in size)
         return h, w
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """What `output` makes of the logits, as a NumPy array (N, OH, OW, classes), in prediction mode.
+    def predict(self, x: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """What `output` makes of the logits, (N, OH, OW, classes) on this device, in prediction mode.
 
         On a GPU the second of several batches of one size is recorded, and the others replay it (`nn.Replayed`). The
         recording keeps its memory there until a batch of another size comes, or `nn.release_recordings`.
         """
-        return self._prediction(self, as_float(x, self.head.weight.dtype))
+        return to_device(self._prediction(self, as_float(x, self.head.weight.dtype)), device)
 
     def summary(self, size: IntOrPair, batch: int = 1) -> Summary:
         """The table of layers for images of this size in px, and a forecast of training memory; nothing is computed.
@@ -264,8 +264,9 @@ def _predict(model: UNet, x: np.ndarray) -> np.ndarray:
     return OUTPUTS[model.config["output"]](logits)[0]
 
 
-def _to_host(array: np.ndarray) -> np.ndarray:
-    return to_device(array, "cpu")
+def _own(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of what the next replay overwrites."""
+    return array.copy() if on_gpu(array) else array
 
 
 def _pair(y: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minunet.backend import to_device
 from minunet.checkpoint import Checkpoint
 from minunet.data import IGNORE, Sample, unit
 from minunet.inference import class_ids, probabilities
@@ -40,15 +41,15 @@ class Evaluation:
 
 def evaluate(checkpoint: Checkpoint, samples: Iterable[Sample], threshold: float = 0.5,
              on_image: Callable[[Sample, np.ndarray], None] = lambda sample, ids: None) -> Evaluation:
-    """Predict every sample whole and count. on_image gets each sample with its predicted ids (H, W)."""
-    classes = checkpoint.model.config["classes"]
+    """Predict every sample whole and count, on the model's device. on_image gets each sample with its ids (H, W)."""
+    classes, device = checkpoint.model.config["classes"], checkpoint.model.device
     found = Evaluation(checkpoint.class_names, Confusion(max(2, classes)))
     for sample in samples:
         image, mask = sample.read()
-        ids = class_ids(probabilities(checkpoint, unit(image)), threshold)
-        own, counted = Confusion(max(2, classes)), mask != IGNORE
-        own.add(mask[counted], ids[counted])
+        ids = class_ids(probabilities(checkpoint, unit(image), device), threshold)
+        own = Confusion(max(2, classes))
+        own.add(to_device(mask, device), ids, IGNORE)
         found.counts.counts += own.counts
         found.images.append({"name": sample.name, **scores(own, classes)})
-        on_image(sample, ids)
+        on_image(sample, to_device(ids, "cpu"))
     return found

@@ -30,36 +30,45 @@ class Confusion:
     def __init__(self, ids: int):
         self.counts = np.zeros((ids, ids), np.int64)
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+    def add(self, truth: np.ndarray, prediction: np.ndarray, ignore: int | None = None) -> None:
         """Count the pixels of one image: two arrays of ids of one shape, on one device.
 
-        Raises ValueError for other shapes or ids, TypeError for different devices.
+        ignore: where the truth is this number, the pixel is not counted. Raises ValueError for other shapes or ids,
+        TypeError for different devices.
         """
-        ids = len(self.counts)
+        ids, left_out = len(self.counts), 0
         # on a GPU the kernel leaves out what is no id, and its sum tells: one wait for the GPU, not one for each check
-        late = device_of(truth, prediction) != "cpu" and truth.dtype == prediction.dtype == np.uint8
+        late = (device_of(truth, prediction) != "cpu" and truth.dtype == prediction.dtype == np.uint8
+                and (ignore is None or ignore >= ids))
         for name, array in (("truth", truth), ("prediction", prediction)):
             if array.shape != truth.shape or array.dtype.kind not in "biu":
                 raise ValueError(f"Confusion: {name} must hold integer ids in the truth's shape {truth.shape}; got "
                                  f"{array.dtype} {array.shape}")
-            if not late:
-                self._check(name, array)
+        if late and ignore is not None:
+            left_out = int((truth == ignore).sum())
+        elif not late:
+            truth, prediction = self._checked(truth, prediction, ignore)
         if on_gpu(truth) and ids <= 256:
             counts = kernels.confusion(truth.astype(np.uint8, copy=False), prediction.astype(np.uint8, copy=False), ids)
-            if counts.sum() != truth.size:
-                self._check("truth", truth)
-                self._check("prediction", prediction)
+            if counts.sum() != truth.size - left_out:
+                self._checked(truth, prediction, ignore)
             self.counts += counts
             return
         truth, prediction = (to_device(array, "cpu").astype(np.int64).ravel() for array in (truth, prediction))
         self.counts += np.bincount(truth * ids + prediction, minlength=ids * ids).reshape(ids, ids)
 
-    def _check(self, name: str, array: np.ndarray) -> None:
-        if not array.size:
-            return
-        low, high = array.min().item(), array.max().item()
-        if not 0 <= low <= high < len(self.counts):
-            raise ValueError(f"Confusion: {name} must hold ids 0 to {len(self.counts) - 1}; got {low} to {high}")
+    def _checked(self, truth: np.ndarray, prediction: np.ndarray, ignore: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Both, without the pixels to ignore. Raises ValueError unless they hold ids."""
+        if ignore is not None:
+            counted = truth != ignore
+            truth, prediction = truth[counted], prediction[counted]
+        for name, array in (("truth", truth), ("prediction", prediction)):
+            if array.size:
+                low, high = array.min().item(), array.max().item()
+                if not 0 <= low <= high < len(self.counts):
+                    raise ValueError(f"Confusion: {name} must hold ids 0 to {len(self.counts) - 1}; got {low} to "
+                                     f"{high}")
+        return truth, prediction
 
     def iou(self, k: int) -> float | None:
         """TP / (TP + FP + FN) of the id."""

@@ -85,6 +85,29 @@ def test_what_cannot_be_counted_is_refused_and_counts_nothing(device, truth, pre
     assert not counts.counts.any()
 
 
+@pytest.mark.parametrize("ids, ignore", [(3, 255), (3, 2), (256, 255), (300, 299)])
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_what_is_ignored_is_not_counted(device, where, ids, ignore):
+    """Whatever is predicted there; all else is refused as ever."""
+    where = device if where == "device" else where
+    truth, prediction = pair(min(ids, 256), (9, 10))
+    truth, prediction = (a.astype(np.uint8 if ids < 300 else np.int64) for a in (truth, prediction))
+    truth[2:4] = ignore
+    prediction[2:4] = 77
+    counts, expected = Confusion(ids), Confusion(ids)
+    counts.add(to_device(truth, where), to_device(prediction, where), ignore)
+    counted = truth != ignore
+    expected.add(truth[counted], prediction[counted])
+    np.testing.assert_array_equal(counts.counts, expected.counts)
+    assert 0 < counts.counts.sum() == counted.sum() < truth.size
+    for spoilt in (truth, prediction):
+        if ids < 256:
+            spoilt[0, 0] = 200
+            with pytest.raises(ValueError, match="must hold ids 0 to 2; got 0 to 200"):
+                counts.add(to_device(truth, where), to_device(prediction, where), ignore)
+            spoilt[0, 0] = 0
+
+
 def test_truth_and_prediction_are_on_one_device(device):
     ids = np.zeros(3, np.uint8)
     for pair_ in ((ids, to_device(ids, device)), (to_device(ids, device), ids)):

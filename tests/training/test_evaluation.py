@@ -7,6 +7,7 @@ import pytest
 
 from minunet import UNet
 from minunet.checkpoint import Checkpoint
+from minunet.cuda import record_launches
 from minunet.data import IGNORE, Sample
 from minunet.errors import UserError
 from minunet.training import evaluate
@@ -85,6 +86,20 @@ def test_many_images_equal_a_loop_over_pixels(classes):
                 expected[t, p] += 1
     assert found.counts.counts.tolist() == expected.tolist()
     assert found.over_pixels["accuracy"] == pytest.approx(np.trace(expected) / expected.sum())
+
+
+@pytest.mark.parametrize("classes, size", [(1, None), (3, None), (3, (6, 10))])
+def test_on_a_device_the_pixels_are_counted_there(device, classes, size):
+    rng = np.random.default_rng(0)
+    pairs = [[rng.integers(0, max(2, classes), size) for _ in range(2)] for size in [(4, 6), (7, 3)]]
+    pairs[0][0][:2, 1:3] = IGNORE
+    expected, shown = evaluate(drawing_net(classes, size), samples_of(*pairs)), []
+    checkpoint = drawing_net(classes, size)
+    checkpoint.model.to(device)
+    with record_launches() as launches:
+        found = evaluate(checkpoint, samples_of(*pairs), on_image=lambda sample, ids: shown.append(type(ids)))
+    assert found.as_dict() == expected.as_dict() and shown == [np.ndarray] * 2
+    assert {"counts.class_ids", "counts.confusion"} <= {launch.kernel for launch in launches}
 
 
 def test_ignored_pixels_count_for_nothing():
