@@ -15,6 +15,19 @@ from minunet.data.scenes import cell_scenes
 
 pytestmark = pytest.mark.gpu
 
+SANITIZED = {
+    "every kernel": """
+from minunet import cuda
+from minunet.study.kernels import examples
+programs = {title: run for path in cuda.folder().glob("*.cu") for title, run in examples(path.stem, "cuda")}
+for run in programs.values():
+    run()
+""",
+    "every op in float64": """
+from minunet.cli import main
+raise SystemExit(main(["gradcheck", "--device", "cuda"]))
+"""}
+
 
 @pytest.fixture(autouse=True)
 def cupy(device):
@@ -92,15 +105,14 @@ def test_a_recordings_memory_goes_back(cupy):
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_compute_sanitizer_finds_nothing(tool, dtype):
-    """In every op's kernels, forward and backward, and those of a whole net; each array in memory of its own, so that
-    an access behind its end is one."""
+@pytest.mark.parametrize("what", SANITIZED)
+def test_compute_sanitizer_finds_nothing(tool, what):
+    """In an example of every kernel; in every op forward and backward, in float64. Each array has memory of its own, so
+    that an access behind its end is one."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed (it comes with the CUDA toolkit)")
-    program = ("import sys, cupy; cupy.cuda.set_allocator(None); from minunet.cli import main; "
-               f"sys.exit(main(['gradcheck', '--device', 'cuda', '--dtype', '{dtype}']))")
+    program = "import cupy; cupy.cuda.set_allocator(None)\n" + SANITIZED[what]
     done = subprocess.run([sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", program],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

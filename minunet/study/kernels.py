@@ -135,7 +135,7 @@ def _line(place: str) -> str:
 def _example(kernel: str) -> tuple[str, Callable[[], Any]]:
     """The first example of the kernel's file that launches it."""
     file = kernel.partition(".")[0]
-    for title, run in _examples(file):
+    for title, run in examples(file):
         with cuda.record_launches() as launches:
             run()
         if any(launch.kernel == kernel for launch in launches):
@@ -143,12 +143,12 @@ def _example(kernel: str) -> tuple[str, Callable[[], Any]]:
     raise UserError(f"there is no example that launches {kernel}; the tests do")
 
 
-def _examples(file: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A title and a program for each example that may launch the kernels of a file."""
+def examples(file: str, device: str = "sim") -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A title and a program for each example that may launch the kernels of a file; together they launch all."""
     rng = np.random.default_rng(0)
 
     def array(*shape: int) -> Any:
-        return to_device(rng.standard_normal(shape, dtype=np.float32), "sim")
+        return to_device(rng.standard_normal(shape, dtype=np.float32), device)
 
     if file in LADDER:
         for side, k, geometry in ((8, 3, Geometry(3, padding=1)), (8, 2, Geometry(2, stride=2)),
@@ -162,21 +162,23 @@ def _examples(file: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"a step of {rule.__name__}, 700 and 16 parameters", partial(_step, array, rule)
     elif file == "counts":
         yield "counts of 3 classes in 8x8 px", lambda: Confusion(3).add(*(
-            to_device(rng.integers(0, 3, (8, 8), dtype=np.uint8), "sim") for _ in range(2)))
+            to_device(rng.integers(0, 3, (8, 8), dtype=np.uint8), device) for _ in range(2)))
         yield "class ids of 8x8 px, 3 classes", lambda: class_ids(array(8, 8, 3))
         yield "class ids of 8x8 px, 1 class", lambda: class_ids(array(8, 8, 1))
+    elif file == "ptx_probe":
+        yield "a warp's worth of numbers for each instruction", partial(_probe, array)
     else:
         if file == "pool":
             for pool in (F.max_pool2d, _pool_and_unpool):
                 yield "windows of 17x17 px, more than a byte counts", partial(
-                    _forward_and_backward, Case(partial(pool, kernel=17), ((1, 17, 17, CHANNELS),)))
+                    _forward_and_backward, Case(partial(pool, kernel=17), ((1, 17, 17, CHANNELS),)), device)
         if file == "norm":
-            yield f"running statistics, {CHANNELS} channels", partial(_update_running, array)
+            yield f"running statistics, {CHANNELS} channels", partial(_update_running, array, device)
             yield f"batch norm folded into 3x3 weights, {CHANNELS} filters", partial(_fold, array)
         for name, case in CASES.items():
             if case.shapes[0] == IMAGE and not case.constants and all(shape[-1] in (2, 3) for shape in case.shapes):
                 case = case._replace(shapes=tuple((*shape[:-1], CHANNELS) for shape in case.shapes))
-            yield name, partial(_forward_and_backward, case)
+            yield name, partial(_forward_and_backward, case, device)
 
 
 def _products(array: Callable[..., Any], geometry: Geometry, side: int, algorithm: str, precision: str) -> None:
@@ -198,9 +200,9 @@ def _fold(array: Callable[..., Any]) -> None:
     fold(array(3, 3, CHANNELS, CHANNELS), gamma, beta, mean, var, 1e-5)
 
 
-def _update_running(array: Callable[..., Any]) -> None:
+def _update_running(array: Callable[..., Any], device: str) -> None:
     layer = nn.BatchNorm2d(CHANNELS)
-    layer.to("sim")
+    layer.to(device)
     layer.update(array(CHANNELS), array(CHANNELS), 8)
 
 
@@ -211,8 +213,21 @@ def _step(array: Callable[..., Any], rule: type[optim.Optimizer]) -> None:
     rule(parameters, lr=0.1).step()
 
 
-def _forward_and_backward(case: Case) -> None:
-    y = case.on("sim", np.float32)(*(Tensor(x, requires_grad=True) for x in case.inputs("sim", np.float32)))
+def _probe(array: Callable[..., Any]) -> None:
+    x, y = array(256), array(256)
+    bits = array_module(x).empty(256, np.uint32)
+    cuda.launch("ptx_probe.probe_tf32", x, bits, 256, blocks=(1,))
+    cuda.launch("ptx_probe.probe_bf16", x, y, bits, 256, blocks=(1,))
+    for kernel, depth in (("probe_mma_tf32", 8), ("probe_mma_bf16", 16)):
+        cuda.launch(f"ptx_probe.{kernel}", array(16, depth), array(depth, 8), array(16, 8), blocks=(1,))
+    words = array_module(x).empty((4, 32), np.uint32)
+    for kernel in ("probe_ldmatrix", "probe_ldmatrix_transposed"):
+        cuda.launch(f"ptx_probe.{kernel}", bits[:128].reshape(4, 32), words, blocks=(1,))
+    cuda.launch("ptx_probe.probe_copy", x, array(2, 128), 252, blocks=(1,))
+
+
+def _forward_and_backward(case: Case, device: str) -> None:
+    y = case.on(device, np.float32)(*(Tensor(x, requires_grad=True) for x in case.inputs(device, np.float32)))
     y.backward(array_module(y.data).ones_like(y.data))
 
 

@@ -45,13 +45,13 @@ def test_turns_of_shared_memory(offsets, size, expected):
     assert found.cost(found.first) == expected
 
 
-FILES = sorted(path.stem for path in cuda.folder().glob("*.cu") if path.stem != "ptx_probe")
+FILES = sorted(path.stem for path in cuda.folder().glob("*.cu"))
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_kernel_has_an_example(file):
+def test_every_kernel_has_an_example(device, file):
     launched = set()
-    for _, run in kernels._examples(file):
+    for _, run in kernels.examples(file, device):
         with cuda.record_launches() as launches:
             run()
         launched |= {launch.kernel for launch in launches}
