@@ -26,7 +26,7 @@ at most (≤) where a launch adds shared memory"""
 
 def add_commands(commands: Commands) -> None:
     """kernels, with its own commands show, run and compile."""
-    kernels = commands.add_parser("kernels", help="the CUDA kernels: list, show, compile (no GPU needed)",
+    kernels = commands.add_parser("kernels", help="the CUDA kernels: list, show, run, compile (no GPU needed)",
                                   description="Without a command: list the kernels by file.")
     kernels.set_defaults(run=_list)
     inner = kernels.add_subparsers(metavar="COMMAND")

@@ -52,7 +52,11 @@ def require_compiler() -> None:
 
 
 def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX") or "") or ["g++"]
+    named = os.environ.get("CXX") or "g++"
+    try:
+        return shlex.split(named) or ["g++"]
+    except ValueError as error:
+        raise UserError(f"CXX must be a C++ compiler and its options; got {named!r} ({error})") from None
 
 
 def build(source: str, file: str, defines: Iterable[tuple[str, Any]], checked: bool, traced: bool = False) -> Path:
@@ -137,8 +141,12 @@ def _made(name: str, suffix: str, text: str, flags: Sequence[str], machine: Path
 
 
 def run(command: Sequence[str]) -> str:
-    """What a tool of the compiler says. Raises SimulatorError with its words if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    """What a tool of the compiler says. Raises SimulatorError with its words if it fails, UserError without it."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        raise UserError(f"the device sim, the simulated GPU, needs {command[0]}, which comes with g++ and binutils, "
+                        "and is not installed") from None
     if done.returncode:
         raise SimulatorError(f"{command[0]} failed:\n{done.stderr.strip()}")
     return done.stdout

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -286,8 +287,9 @@ def _draw_group(axis: Any, group: Group) -> None:
     what, lanes = "turn" if group.shared else "sector", len(step.accesses)
     times = f" ({len(group.steps)} times)" if len(group.steps) > 1 else ""
     source = group.source if len(group.source) <= 72 else group.source[:69] + "..."
-    axis.set_title(f"{group.kind} {group.array} at {group.place}{times}: {lanes} lane{'s' * (lanes > 1)}, {cost} {what}"
-                   f"{'s' * (cost > 1)}, {least} at least\n{source}", fontsize=9, loc="left", parse_math=False)
+    title = (f"{group.kind} {group.array} at {group.place}{times}: {lanes} lane{'s' * (lanes > 1)}, {cost} {what}"
+             f"{'s' * (cost > 1)}, {least} at least")
+    axis.set_title(f"{fill(title, 80)}\n{source}", fontsize=9, loc="left", parse_math=False)
 
 
 def _draw_owner(axis: Any, name: str, owner: np.ndarray) -> None:

@@ -244,6 +244,11 @@ def test_without_a_compiler_one_sentence_says_what_to_install(cache, monkeypatch
         made(COPY)
     with pytest.raises(UserError, match="install"):
         simulator.require_compiler()
+    monkeypatch.setenv("CXX", "'g++ -O3")
+    with pytest.raises(UserError, match=r"CXX must be a C\+\+ compiler and its options; .*\(No closing quotation\)"):
+        simulator.require_compiler()
+    with pytest.raises(UserError, match="needs no-such-tool, which comes with g.. and binutils"):
+        build.run(["no-such-tool", "-S"])
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UserError, match="runs on Linux only"):
         simulator.require_compiler()
