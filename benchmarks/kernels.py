@@ -9,7 +9,7 @@ from minunet.geometry import Pair
 
 from .harness import Ceilings, Timer
 from .layers import Layer
-from .memory import SMALL, bench_adam, bench_op, memory_ops
+from .memory import RULES, bench_op, bench_rule, memory_ops
 from .peer import Peer
 from .products import Budget, OurProducts, Result, bench_layer
 from .show import Point
@@ -42,13 +42,14 @@ def bench_case(layers: Sequence[Layer], size: Pair, batch: int, timers: Mapping[
         case.layers.append((layer, bench_layer(sides, budget.turns)))
     if base:
         theirs = peer.ops(size, batch, base) if peer else {}
-        for op, small in zip(memory_ops(size, batch, base), memory_ops(*SMALL)):
-            done(op.name)
-            results = [r for device, timer in timers.items() for r in bench_op(op, small, device, timer, budget)]
-            case.ops.append((op.name, results + theirs.get(op.name, [])))
-        done("Adam")
-        case.ops.append(("Adam, all weights", [bench_adam(layers, device, timer, budget)
-                                               for device, timer in timers.items()]))
+        for op in memory_ops(size, batch, base):
+            done(op.title)
+            results = [r for device, timer in timers.items() for r in bench_op(op, device, timer, budget)]
+            case.ops.append((op.title, results + theirs.get(op.title, [])))
+        for rule in RULES:
+            done(rule)
+            case.ops.append((rule, [bench_rule(rule, layers, device, timer, budget)
+                                    for device, timer in timers.items()]))
     return case
 
 

@@ -19,7 +19,7 @@ from minunet.errors import UserError
 from minunet.geometry import Pair
 
 from .layers import Layer, images
-from .memory import SMALL, draw, memory_ops, moved, op_errors, runs_of
+from .memory import draw, memory_ops, moved, op_errors, runs_of
 from .products import PRODUCTS, TOLERANCE, compute, matrices_of, to_host, truth
 from .show import table
 from .tables import heading
@@ -60,16 +60,16 @@ def describe_layer(layer: Layer, batch: int, precisions: Sequence[str]) -> list[
 
 def describe_ops(size: Pair, batch: int, base: int) -> Iterator[tuple[str, int, Described]]:
     """Name, bytes moved, and the same of the kernels that move memory."""
-    for op, small in zip(memory_ops(size, batch, base), memory_ops(*SMALL)):
-        errors = op_errors(small, "sim")
+    for op in memory_ops(size, batch, base):
+        errors = op_errors(op.name, "sim")
         with _launches_only():
             runs, nbytes = runs_of(op, draw(op), "sim")
         for what, moves in (("forward", op.moves), ("backward", op.moves_backward)):
             if moves:
                 with _launches_only() as (launches, gemms):
                     runs[what]()
-                yield op.name, moved(moves, nbytes), Described(what, moves, "float32", tuple(launches), tuple(gemms),
-                                                               errors[what], TOLERANCE["float32"])
+                yield op.title, moved(moves, nbytes), Described(what, moves, "float32", tuple(launches), tuple(gemms),
+                                                                errors[what], TOLERANCE["float32"])
 
 
 @lru_cache(maxsize=None)

@@ -17,7 +17,7 @@ from minunet.geometry import Pair
 
 from .harness import Ceilings, first_call, measure, timer_for
 from .layers import Layer
-from .memory import SMALL, Op, cotangent, difference, draw, listed, memory_ops, moved, runs_of
+from .memory import Op, cotangent, difference, draw, listed, memory_ops, moved, runs_of, small_op
 from .processes import Remote, Side
 from .products import PRODUCTS, TOLERANCE, Budget, Products, Result, Way
 
@@ -94,10 +94,12 @@ def torch_ops(size: Pair, batch: int, base: int, device: str, budget: Budget) ->
     set_tf32(torch, False)
     f = torch.nn.functional
     theirs: dict[str, Callable[..., Any]] = {
-        "ReLU": f.relu, "max pool 2x2": partial(f.max_pool2d, kernel_size=2),
+        "ReLU": f.relu, "leaky ReLU": f.leaky_relu, "ELU": f.elu, "sigmoid": torch.sigmoid,
+        "softmax, 8 classes": partial(torch.softmax, dim=1), "max pool 2x2": partial(f.max_pool2d, kernel_size=2),
         "average pool 2x2": partial(f.avg_pool2d, kernel_size=2), "concat": lambda a, b: torch.cat((a, b), 1),
-        "batch norm": lambda x, gamma, beta: f.batch_norm(x, None, None, gamma, beta, True),
+        "batch norm and ReLU": lambda x, gamma, beta: f.relu(f.batch_norm(x, None, None, gamma, beta, True)),
         "bilinear, twice the size": partial(f.interpolate, scale_factor=2, mode="bilinear"),
+        "nearest, twice the size": partial(f.interpolate, scale_factor=2, mode="nearest-exact"),
     }
 
     def pair(op: Op) -> dict[str, Callable[[], Any]]:
@@ -116,10 +118,10 @@ def torch_ops(size: Pair, batch: int, base: int, device: str, budget: Budget) ->
         return (t.permute(0, 2, 3, 1) if t.ndim == 4 else t).detach().cpu().numpy()
 
     found: dict[str, list[Result]] = {}
-    for op, small in zip(memory_ops(size, batch, base), memory_ops(*SMALL)):
+    for op in memory_ops(size, batch, base):
         if op.name not in theirs:
             continue
-        nbytes = runs_of(op, draw(op), "cpu")[1]
+        nbytes, small = runs_of(op, draw(op), "cpu")[1], small_op(op.name)
         exact, theirs_small = runs_of(small, draw(small, np.float64), "cpu")[0], pair(small)
         pairs = [pair(op) for _ in range(budget.sets_of(nbytes["x"], timer))]
         for what, moves in (("forward", op.moves), ("backward", op.moves_backward)):
@@ -130,7 +132,7 @@ def torch_ops(size: Pair, batch: int, base: int, device: str, budget: Budget) ->
             _, first = first_call(runs[0], timer)
             result = Result(what, "PyTorch", device, moves, "float32", 0, moved(moves, nbytes), error,
                             TOLERANCE["float32"], first)
-            found.setdefault(op.name, []).append(
+            found.setdefault(op.title, []).append(
                 replace(result, timing=budget.time(runs, timer)) if result.correct else result)
     return found
 

@@ -101,11 +101,15 @@ class Recording:
             self._play(anew=False)
 
     def replay(self, *arrays: Any) -> Any:
-        """The results for these inputs. Raises ValueError for other shapes or dtypes than the recorded ones."""
+        """The results for these inputs. Raises ValueError for other shapes or dtypes than the recorded ones.
+
+        What is recorded of a function without inputs is only launched.
+        """
         given, recorded = ([(a.shape, a.dtype) for a in some] for some in (arrays, self._inputs))
         if given != recorded:
             raise ValueError(f"replay: the inputs must be as they were recorded, {recorded}; got {given}")
-        self._copy(arrays, self._inputs)
+        if arrays:
+            self._copy(arrays, self._inputs)
         self._play(anew=True)
         return self.results
 

@@ -82,13 +82,18 @@ def test_bytes_of_the_ops():
     case = kernels.bench_case([layer()], (4, 4), 1, {"cpu": Still()}, ["float32"], SHORT, None, 2, lambda name: None)
     found = {(name, r.what): r.nbytes for name, results in case.ops for r in results}
     assert found["ReLU", "forward"] == 256 and found["ReLU", "backward"] == 384
-    assert found["batch norm", "forward"] == 384 and found["batch norm", "backward"] == 640
+    assert found["batch norm and ReLU", "forward"] == 384 and found["batch norm and ReLU", "backward"] == 640
+    assert found["batch norm and ReLU, 2x2x4", "forward"] == 3 * 64 == found["concat, 2x2x4", "forward"] * 3 / 4
+    assert found["max unpool 2x2", "forward"] == 32 + 8 + 128 == found["max unpool 2x2", "backward"]
+    assert found["sum of a channel", "forward"] == 128 and ("sum of a channel", "backward") not in found
+    assert found["class ids, 8 classes", "forward"] == 512 + 16 and found["confusion, 8 classes", "forward"] == 32
     assert found["max pool 2x2", "forward"] == 128 + 32 + 8 == found["max pool 2x2", "backward"]
     assert found["concat", "forward"] == 512 and found["bilinear, twice the size", "forward"] == 32 + 128
     assert found["binary cross-entropy", "forward"] == 64 + 16 + 64      # logits, one byte a pixel, gradient
     assert found["Dice", "forward"] == 2 * 64 + 2 * 16 + 64
     assert found["cross-entropy, 8 classes", "forward"] == 512 + 16 + 512
     assert found["Adam, all weights", "step"] == 7 * 4 * 9 * 3 * 4
+    assert found["SGD with momentum, all weights", "step"] == 5 * 4 * 9 * 3 * 4
     assert all(r.correct and r.seconds == 1.0 for r in kernels.all_results([case]))
 
 
@@ -207,14 +212,23 @@ def test_a_gpu_beside_the_cpu():
 
 
 def test_a_wrong_op_is_found(monkeypatch):
-    op = memory.memory_ops(*memory.SMALL)[0]
+    op = memory.small_op("ReLU")
     wrong = op._replace(backward=lambda dy, y: (dy * (y > 0) * np.float32(1.001),))
-    monkeypatch.setattr(memory, "op_errors", lambda small, device: {
+    monkeypatch.setattr(memory, "op_errors", lambda name, device: {
         what: memory.difference(memory.runs_of(wrong, memory.draw(op), "cpu")[0][what](),
                                 memory.runs_of(op, memory.draw(op, np.float64), "cpu")[0][what]())
         for what in ("forward", "backward")})
-    forward, backward = memory.bench_op(op, op, "cpu", CPU, SHORT)
+    forward, backward = memory.bench_op(op, "cpu", CPU, SHORT)
     assert forward.correct and forward.timing and not backward.correct and backward.timing is None
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(op.name for op in memory.memory_ops(*memory.SMALL)))
+def test_the_ops_on_a_device(device, name):
+    """Verified, and run as they are timed: on a GPU replayed."""
+    op = memory.small_op(name)
+    results = list(memory.bench_op(op, device, Still(), SHORT))
+    assert [r.what for r in results] == ["forward", "backward"][:1 + bool(op.moves_backward)]
+    assert all(r.correct and r.seconds == 1.0 for r in results)
 
 
 # ---- the clock
@@ -256,10 +270,15 @@ def test_cpu_timer_measures_the_run_alone():
 
 
 def test_cuda_timer_keeps_the_gpu_busy_before_its_events(monkeypatch):
-    """The order of its calls, with a stand-in for CuPy."""
-    log = []
+    """The order of its calls, with a stand-in for CuPy whose GPU is done early twice."""
+    log, early = [], [True, True, False, False]
 
     class Event:
+        @property
+        def done(self):
+            log.append("ask")
+            return early.pop(0)
+
         def record(self):
             log.append("record")
 
@@ -271,8 +290,12 @@ def test_cuda_timer_keeps_the_gpu_busy_before_its_events(monkeypatch):
     buffer = SimpleNamespace(fill=lambda value: log.append("fill"))
     monkeypatch.setattr(harness, "cupy", lambda: SimpleNamespace(cuda=cuda, empty=lambda size, dtype: buffer))
     timer = harness.timer_for("cuda")
-    assert timer(lambda: log.append("run")) == 0.0025
-    assert log == ["fill"] * timer.FILLS + ["record", "run", "record", "synchronize"]
+    assert timer(lambda: log.append("run")) == timer(lambda: log.append("run")) == 0.0025
+    rest = ["record", "run", "record", "ask", "synchronize"]
+    assert log == [step for fills in (8, 16, 32, 32) for step in ["fill"] * fills + rest]
+    early += [True] * 3             # a run that reads back is waited for: no more are tried
+    timer(lambda: None)
+    assert not early
 
 
 def test_measured_ceilings(monkeypatch):
@@ -345,8 +368,8 @@ def test_torch_computes_the_same_products(torch, monkeypatch):
 
 def test_torch_computes_the_same_ops(torch):
     found = peer.torch_ops((8, 8), 1, 4, "cpu", SHORT)
-    assert {"ReLU", "batch norm", "max pool 2x2", "concat"} < found.keys() <= {
-        op.name for op in memory.memory_ops(*memory.SMALL)}
+    assert {"ReLU", "batch norm and ReLU", "max pool 2x2", "concat", "concat, 2x2x16"} < found.keys() <= {
+        op.title for op in memory.memory_ops((8, 8), 1, 4)}
     assert all(r.correct and r.timing for results in found.values() for r in results)
     assert [r.what for r in found["concat"]] == ["forward"]         # its backward moves nothing
 

@@ -84,6 +84,9 @@ def print_limits(ceilings: Mapping[str, Any], others: float | None = None) -> No
         gemm = (f"{significant(rate / 1e9)} GFLOP/s in {precision}" for precision, rate in c.gemm.items())
         print(f"limits measured on {d}: copy {significant(c.copy / 1e9)} GB/s (read and written), matrix product "
               f"{', '.join(gemm)}")
+        if "bf16" in c.gemm:
+            print("  (in bf16 of float32 operands, which the library rounds first; or PyTorch's of bf16 operands, if "
+                  "measured and is faster)")
     if others is not None:
         print(f"other programs took {others:.0%} of the cores meanwhile")
 

@@ -49,7 +49,8 @@ class Confusion:
         elif not late:
             truth, prediction = self._checked(truth, prediction, ignore)
         if on_gpu(truth) and ids <= 256:
-            counts = kernels.confusion(truth.astype(np.uint8, copy=False), prediction.astype(np.uint8, copy=False), ids)
+            truth, prediction = (array.astype(np.uint8, copy=False) for array in (truth, prediction))
+            counts = to_device(kernels.confusion(truth, prediction, ids), "cpu").astype(np.int64)
             if counts.sum() != truth.size - left_out:
                 self._checked(truth, prediction, ignore)
             self.counts += counts

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import array_module, to_device
+from minunet.backend import array_module
 from minunet.cuda import launch
 
 THREADS, BLOCKS = 256, 1024         # of a block; at most
 BINS, COPIES = 4096, 32             # counts in a block's shared memory; copies of each, at most
 
 
-def confusion(truth: Any, prediction: Any, ids: int) -> np.ndarray:
-    """(ids, ids) int64, in the computer's memory: the pixels of each pair [truth, prediction] of uint8 ids.
+def confusion(truth: Any, prediction: Any, ids: int) -> Any:
+    """(ids, ids) uint64: the pixels of each pair [truth, prediction] of uint8 ids.
 
     A pixel with an id that is none is not counted.
     """
@@ -23,7 +23,7 @@ def confusion(truth: Any, prediction: Any, ids: int) -> np.ndarray:
     copies = min(COPIES, 1 << (BINS // ids**2).bit_length() - 1) if ids**2 <= BINS else 0
     launch("counts.confusion", xp.ascontiguousarray(truth), xp.ascontiguousarray(prediction), counts, truth.size, ids,
            copies, blocks=(min(BLOCKS, -(-truth.size // THREADS)),))
-    return to_device(counts, "cpu").astype(np.int64)
+    return counts
 
 
 def class_ids(answer: Any, threshold: float) -> Any:
