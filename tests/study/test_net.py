@@ -1,6 +1,5 @@
 """What a net holds and makes of an image, against loops and plain calls of the ops; and the net is left as it was."""
 
-import itertools
 
 import numpy as np
 import pytest
@@ -270,9 +269,9 @@ def test_the_checkerboard_by_loops():
     answer = constant_answer(made().model.up[0], np.ones(8, np.float32)).astype(float)
     pattern = level = 0.0
     for c in range(answer.shape[2]):
-        values = [answer[i, j, c] for i, j in itertools.product(range(2), range(2))]
-        mean = sum(values) / 4
-        pattern += sum((v - mean) ** 2 for v in values) / 4
+        values = [answer[i, j, c] for i, j in np.ndindex(answer.shape[:2])]
+        mean = sum(values) / len(values)
+        pattern += sum((v - mean) ** 2 for v in values) / len(values)
         level += mean ** 2
     assert checkerboard(answer) == pytest.approx((pattern / level) ** 0.5, rel=1e-9) and checkerboard(answer) > 0.05
 
