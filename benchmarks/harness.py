@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +108,12 @@ class CudaTimer:
             end.record()
             late = begin.done
             end.synchronize()
-            if not late or self._fills >= self.MOST:
+            if not late:
+                break
+            if self._fills >= self.MOST:
+                self._fills = self.FILLS
+                warnings.warn("the GPU waited for Python in a run that is timed: what it takes is Python's time",
+                              stacklevel=3)
                 break
             self._fills *= 2
         return cupy().cuda.get_elapsed_time(begin, end) / 1e3       # from ms

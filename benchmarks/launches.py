@@ -18,6 +18,7 @@ from minunet.cuda import Launch, record_launches
 from minunet.errors import UserError
 from minunet.geometry import Pair
 
+from .harness import timer_for
 from .layers import Layer, images
 from .memory import draw, memory_ops, moved, op_errors, runs_of
 from .products import PRODUCTS, TOLERANCE, compute, matrices_of, to_host, truth
@@ -61,7 +62,7 @@ def describe_layer(layer: Layer, batch: int, precisions: Sequence[str]) -> list[
 def describe_ops(size: Pair, batch: int, base: int) -> Iterator[tuple[str, int, Described]]:
     """Name, bytes moved, and the same of the kernels that move memory."""
     for op in memory_ops(size, batch, base):
-        errors = op_errors(op.name, "sim")
+        errors, _ = op_errors(op.name, "sim", timer_for("cpu"))
         with _launches_only():
             runs, nbytes = runs_of(op, draw(op), "sim")
         for what, moves in (("forward", op.moves), ("backward", op.moves_backward)):

@@ -120,18 +120,20 @@ def moved(moves: str, nbytes: Mapping[str, int]) -> int:
     return sum(int(count[0] if count else 1) * nbytes[name] for *count, name in terms)
 
 
+RECORDED = 4                        # sets of inputs on a GPU, at most: its timer empties the cache anyway
 SMALL = (16, 24), 2, 4              # size, batch and base at which the ops are verified, every number of them
 
 
 def bench_op(op: Op, device: str, timer: Timer, budget: Budget) -> Iterator[Result]:
     """Forward and backward; verified in full at the small size, against the CPU's op in float64."""
-    errors, first = first_call(lambda: op_errors(op.name, device), timer)
+    errors, firsts = op_errors(op.name, device, timer)
     host = draw(op)
-    started = [runs_of(op, host, device) for _ in range(budget.sets_of(sum(array.nbytes for array in host), timer))]
+    sets = budget.sets_of(sum(array.nbytes for array in host), timer)
+    started = [runs_of(op, host, device) for _ in range(min(sets, RECORDED) if device == "cuda" else sets)]
     for what, moves in (("forward", op.moves), ("backward", op.moves_backward)):
         if moves:
             result = Result(what, "minunet", device, moves, "float32", 0, moved(moves, started[0][1]), errors[what],
-                            TOLERANCE["float32"], first if what == "forward" else 0.0)
+                            TOLERANCE["float32"], firsts[what])
             if result.correct:
                 runs = [recorded(pair[what], device) for pair, _ in started]
                 result = replace(result, timing=budget.time(runs, timer))
@@ -140,9 +142,9 @@ def bench_op(op: Op, device: str, timer: Timer, budget: Budget) -> Iterator[Resu
 
 def recorded(run: Callable[[], Any], device: str) -> Callable[[], Any]:
     """On a GPU what replays the run, as training does: without Python's share, and checks that read numbers back."""
-    if device != "cuda":
+    if device == "cpu":
         return run
-    run()
+    run()                                   # what it keeps of its first call has to be there
     return Recording(run, (), device).replay
 
 
@@ -151,11 +153,15 @@ def small_op(name: str) -> Op:
     return next(op for op in memory_ops(*SMALL) if op.name == name)
 
 
-def op_errors(name: str, device: str) -> dict[str, float]:
-    """Of an op's float32 forward and backward on a device, at the small size, against float64 on the CPU."""
+def op_errors(name: str, device: str, timer: Timer) -> tuple[dict[str, float], dict[str, float]]:
+    """Of an op's float32 forward and backward on a device, at the small size: the errors, as they are timed, against
+    float64 on the CPU; and the seconds of the first calls.
+    """
     op = small_op(name)
-    exact, ours = runs_of(op, draw(op, np.float64), "cpu")[0], runs_of(op, draw(op), device)[0]
-    return {what: difference(ours[what](), exact[what]()) for what in ours}
+    (ours, _), first = first_call(lambda: runs_of(op, draw(op), device), timer)
+    firsts = {"forward": first} | {what: first_call(ours[what], timer)[1] for what in ours if what != "forward"}
+    exact = runs_of(op, draw(op, np.float64), "cpu")[0]
+    return {what: difference(recorded(ours[what], device)(), exact[what]()) for what in ours}, firsts
 
 
 def draw(op: Op, dtype: Any = np.float32) -> list[np.ndarray]:
@@ -176,6 +182,7 @@ def runs_of(op: Op, host: Sequence[np.ndarray], device: str
         runs["backward"] = partial(op.backward, dy, cache)
     x = sum(array.nbytes for array in host if array.dtype.kind == "f" and array.ndim > 1)
     target = sum(array.nbytes for array in host if array.dtype.kind == "u")
+    # winners are an input of unpooling, and of pooling a byte for each number of y
     return runs, {"x": x, "dx": x, "target": target, "y": y.nbytes, "dy": y.nbytes, "winners": target or y.size}
 
 

@@ -164,7 +164,7 @@ class OurNet(Net):
             cupy().cuda.Device().synchronize()
 
     def gpu_bytes(self) -> int:
-        """Of CuPy's pool, which gives nothing back, and the recordings'."""
+        """Of CuPy's pool, which gives nothing back while steps are timed, and the recordings'."""
         pool = cupy().get_default_memory_pool().total_bytes() if self.case.device == "cuda" else 0
         return pool + nn.recorded_bytes()
 

@@ -152,7 +152,7 @@ max_unpool2d_wide(const real* __restrict__ y, const unsigned* __restrict__ winne
 
 // Windows side by side (kernel = stride, no padding), the U-Net's own: no two share a pixel, so that a thread owns a
 // whole window with its KH x KW pixels, and reads value and winner once. The windows that the image's lower and right
-// border cut through do not exist: their pixels are zero.
+// border cut through do not exist: nothing is added to their pixels.
 KERNEL __launch_bounds__(THREADS)
 max_unpool2d_patches(const real* __restrict__ y, const unsigned char* __restrict__ winners,
                      const real* __restrict__ onto, real* __restrict__ x, Conv shape, int with_onto)

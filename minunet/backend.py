@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minunet import tape
-from minunet.errors import UserError
+from minunet.errors import IncompleteError, UserError
 from minunet.sim_array import SimArray, sim
 
 DEVICES = ("cpu", "cuda", "sim")
@@ -29,14 +29,15 @@ def cupy() -> Any:
     try:
         module = importlib.import_module("cupy")
     except ImportError as error:
-        missing = importlib.util.find_spec("cupy") is None
-        raise UserError("the device cuda needs CuPy, which "
-                        + ("is not installed" if missing else f"cannot be imported ({first_line(error)})")
-                        + f"{INSTALL}; without a GPU, --device sim runs the same kernels") from None
+        if importlib.util.find_spec("cupy") is None:
+            raise UserError(f"the device cuda needs CuPy, which is not installed{INSTALL}; without a GPU, --device sim "
+                            "runs the same kernels") from None
+        raise IncompleteError(f"the device cuda needs CuPy, which cannot be imported ({_words(error)}){INSTALL}; "
+                              "--device sim runs the same kernels") from None
     try:
         count = module.cuda.runtime.getDeviceCount()
     except Exception as error:              # CUDARuntimeError, which exists only with CuPy
-        raise UserError(f"the device cuda needs an NVIDIA GPU and its driver ({first_line(error)}); without one, "
+        raise UserError(f"the device cuda needs an NVIDIA GPU and its driver ({_words(error)}); without one, "
                         "--device sim runs the same kernels") from None
     if count == 0:
         raise UserError("the device cuda needs an NVIDIA GPU, and the driver sees none (is CUDA_VISIBLE_DEVICES "
@@ -44,14 +45,15 @@ def cupy() -> Any:
     try:                                    # both are loaded when they are asked for first
         _ = module.cuda.nvrtc.getVersion(), module.cuda.cublas
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"the device cuda needs CUDA's compiler NVRTC and its cuBLAS ({first_line(error)}){INSTALL}; "
-                        "--device sim runs the same kernels") from None
+        raise IncompleteError(f"the device cuda needs CUDA's compiler NVRTC and its cuBLAS ({_words(error)}){INSTALL}; "
+                              "--device sim runs the same kernels") from None
     return module
 
 
-def first_line(error: Exception) -> str:
-    """An error's words, or where it has none its name."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _words(error: BaseException) -> str:
+    """The first line of what an error, or the one that it came of, says; where it says nothing its name."""
+    error = error.__cause__ or error
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def device_of(*arrays: Any) -> str:

@@ -12,6 +12,7 @@ states its block with __launch_bounds__(threads) and is launched with just that 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +25,7 @@ import numpy as np
 
 from minunet import simulator, tape
 from minunet.backend import FLOATS, cupy, device_of, module_of
-from minunet.errors import UserError
+from minunet.errors import IncompleteError, UserError
 
 TYPES = {"float": "f4", "double": "f8", "int": "i4", "unsigned": "u4", "unsigned int": "u4", "unsigned char": "u1",
          "signed char": "i1", "long long": "i8", "unsigned long long": "u8", "bool": "?"}
@@ -46,14 +47,17 @@ class KernelError(RuntimeError):
 def resolve(device: str) -> str:
     """The device of `backend.DEVICES` that a name means: "auto" is cuda where there is a GPU, else cpu.
 
-    Raises UserError, with what to install, where the device cannot be used.
+    Raises UserError, with what to install, where the device cannot be used; for "auto", warns of what is incomplete.
     """
     if device == "auto":
         try:
             cupy()
             return "cuda"
+        except IncompleteError as error:
+            warnings.warn(f"computing on cpu: {error}", stacklevel=2)
         except UserError:
-            return "cpu"
+            pass
+        return "cpu"
     module_of(device)
     if device == "sim":
         simulator.require_compiler()

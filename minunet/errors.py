@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Says what came, what is allowed and what to do; the command line prints it and exits with 2."""
+
+
+class IncompleteError(UserError):
+    """A device is there, but not all of the software that it needs."""

@@ -83,7 +83,7 @@ class Recording:
         if device == "cuda":
             cupy().get_default_memory_pool().free_all_blocks()      # the first call's memory would be needed twice
         self._inputs = [module_of(device).empty(array.shape, array.dtype) for array in arrays]
-        self._copy = _Pinned(self._inputs) if device == "cuda" else _copy
+        self._copy = _Pinned(self._inputs) if device == "cuda" and arrays else _copy
         self._copy(arrays, self._inputs)
         self._fresh: list[_Fresh] = []
         self._memory: _Memory | None = None
@@ -101,15 +101,11 @@ class Recording:
             self._play(anew=False)
 
     def replay(self, *arrays: Any) -> Any:
-        """The results for these inputs. Raises ValueError for other shapes or dtypes than the recorded ones.
-
-        What is recorded of a function without inputs is only launched.
-        """
+        """The results for these inputs. Raises ValueError for other shapes or dtypes than the recorded ones."""
         given, recorded = ([(a.shape, a.dtype) for a in some] for some in (arrays, self._inputs))
         if given != recorded:
             raise ValueError(f"replay: the inputs must be as they were recorded, {recorded}; got {given}")
-        if arrays:
-            self._copy(arrays, self._inputs)
+        self._copy(arrays, self._inputs)
         self._play(anew=True)
         return self.results
 

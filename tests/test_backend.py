@@ -112,7 +112,7 @@ def no_driver():
 
 
 def no_compiler():
-    raise RuntimeError("libnvrtc.so was not found\nsearched: many folders")
+    raise RuntimeError("\nlibnvrtc.so was not found\nsearched: many folders")
 
 
 def no_cublas(_):
@@ -136,7 +136,15 @@ def test_cuda_that_cannot_be_used_is_one_sentence(monkeypatch, forget, module, w
 
 def test_a_cupy_that_cannot_be_imported_says_why(monkeypatch, forget, tmp_path):
     """It is there, and lacks something of its own."""
-    (tmp_path / "cupy.py").write_text("import no_such_module_of_cupys")
+    (tmp_path / "cupy.py").write_text("""
+try:
+    import no_such_module_of_cupys
+except ImportError as error:
+    raise ImportError('''
+=====
+Failed to import CuPy.
+''') from error
+""")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     with pytest.raises(UserError, match=r"cannot be imported \(No module named 'no_such_module_of_cupys'\): pip ins"):

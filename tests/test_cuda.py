@@ -10,7 +10,7 @@ import pytest
 from minunet import cuda, simulator
 from minunet.backend import to_device
 from minunet.cuda import KernelError, launch
-from minunet.errors import UserError
+from minunet.errors import IncompleteError, UserError
 
 SOURCE = """// Test kernels.
 #include "common.cuh"
@@ -190,6 +190,14 @@ def test_resolve_chooses_what_there_is(monkeypatch):
     assert cuda.resolve("auto") == "cpu" and cuda.resolve("cpu") == "cpu" and cuda.resolve("sim") == "sim"
     monkeypatch.setattr(cuda, "cupy", lambda: None)
     assert cuda.resolve("auto") == "cuda"
+
+
+def test_a_gpu_that_lacks_software_is_not_passed_over_in_silence(monkeypatch):
+    def incomplete():
+        raise IncompleteError("cuda needs NVRTC")
+    monkeypatch.setattr(cuda, "cupy", incomplete)
+    with pytest.warns(UserWarning, match="^computing on cpu: cuda needs NVRTC$"):
+        assert cuda.resolve("auto") == "cpu"
 
 
 class FakeCuPy:

@@ -10,6 +10,8 @@ import os
 import sys
 import warnings
 
+from tqdm import tqdm
+
 from minunet import __version__
 from minunet.cli import apply, bench, explain, gradcheck, kernels, learn, look
 from minunet.cuda import KernelError
@@ -49,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(message: Warning | str, *_: object) -> None:
-    """A warning without the line of code that gave it."""
-    print(f"minunet: {message}", file=sys.stderr)
+    """A warning without the line of code that gave it, above a progress bar that is being drawn."""
+    tqdm.write(f"minunet: {message}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -85,8 +85,8 @@ def print_limits(ceilings: Mapping[str, Any], others: float | None = None) -> No
         print(f"limits measured on {d}: copy {significant(c.copy / 1e9)} GB/s (read and written), matrix product "
               f"{', '.join(gemm)}")
         if "bf16" in c.gemm:
-            print("  (in bf16 of float32 operands, which the library rounds first; or PyTorch's of bf16 operands, if "
-                  "measured and is faster)")
+            print("  (in bf16 of float32 operands, which the library rounds, or PyTorch's of bf16 operands, if it "
+                  "was measured)")
     if others is not None:
         print(f"other programs took {others:.0%} of the cores meanwhile")
 

@@ -139,9 +139,9 @@ class ConvMatrix:
         return y.ravel() if _is_vector(x) else y
 
     def prepared(self, x: Any) -> Any:
-        """x as the products read it, for one that several will: A @ A.prepared(x) is A @ x.
+        """Images x as the products read them, for those that several will: A @ A.prepared(x) has the numbers of A @ x.
 
-        Rounded, if they are on tensor cores; in BF16 that takes a kernel, and half of x's memory. Otherwise the images.
+        In BF16 they are rounded, by a kernel, into half of their memory. Otherwise no number is touched.
         """
         images = self._images(x)
         return tensor_cores.Operand.of(_joined(images), self.precision) if self.algorithm == "tensorcore" else images
@@ -295,7 +295,6 @@ class ConvMatrix:
         if (operand.shape[1:], operand.precision) != (expected, precision):
             raise ValueError(f"{name} was prepared for a product in {operand.precision} with images "
                              f"{operand.shape[1:]}; this one is in {precision} with {expected}")
-        device_of(self.weight, operand.words)
         return operand
 
 

@@ -117,7 +117,7 @@ def _cheapest(m: int, n: int, steps: int, most: int, tiles: tuple[Tile, ...], sh
     return min(((tile, -(-steps // length), length) for tile in tiles for length in lengths), key=cost)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
     """An array of this shape as the kernels copy it: words of 4 bytes, float32 numbers or pairs of BF16."""
 

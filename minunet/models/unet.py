@@ -171,7 +171,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, classes, 1, gain=GAINS["linear"], rng=rng)
         self.crop = nn.Crop() if padding == "same" else None
         self.recompute = recompute
-        self._prediction = nn.Replayed(_predict, _own, without=("training",))
+        self._prediction = nn.Replayed(_predict, partial(_brought, device="cpu"), without=("training",))
 
     @property
     def recompute(self) -> bool:
@@ -240,7 +240,7 @@ class UNet(nn.Module):
         On a GPU the second of several batches of one size is recorded, and the others replay it (`nn.Replayed`). The
         recording keeps its memory there until a batch of another size comes, or `nn.release_recordings`.
         """
-        return to_device(self._prediction(self, as_float(x, self.head.weight.dtype)), device)
+        return self._prediction(self, as_float(x, self.head.weight.dtype), take=partial(_brought, device=device))
 
     def summary(self, size: IntOrPair, batch: int = 1) -> Summary:
         """The table of layers for images of this size in px, and a forecast of training memory; nothing is computed.
@@ -264,9 +264,10 @@ def _predict(model: UNet, x: np.ndarray) -> np.ndarray:
     return OUTPUTS[model.config["output"]](logits)[0]
 
 
-def _own(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy of what the next replay overwrites."""
-    return array.copy() if on_gpu(array) else array
+def _brought(array: np.ndarray, device: str) -> np.ndarray:
+    """The array on a device; there a copy of what the next replay overwrites."""
+    moved = to_device(array, device)
+    return moved.copy() if moved is array and on_gpu(array) else moved
 
 
 def _pair(y: Any) -> tuple[Any, Any]:

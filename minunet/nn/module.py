@@ -153,11 +153,11 @@ class Module:
         that it does not have; UserError where it cannot be used.
         """
         module_of(device)
-        if precision is not None:
-            check_precision(precision, device)
-        for _, module in self.named_modules():
-            if precision is not None and hasattr(module, "precision"):
-                module.precision = precision
+        computing = [module for _, module in self.named_modules() if hasattr(module, "precision")]
+        for wanted in {module.precision for module in computing} if precision is None else {precision}:
+            check_precision(wanted, device)
+        for module in computing:
+            module.precision = module.precision if precision is None else precision
         for _, parameter in self.named_parameters():
             parameter.data, parameter.grad = to_device(parameter.data, device), None
         for module, attribute, _ in self._buffers():

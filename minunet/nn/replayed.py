@@ -79,12 +79,13 @@ class Replayed:
         self._recordable = True                             # as far as is known, with these shapes
         _all.add(self)
 
-    def __call__(self, module: Module, *arrays: Any) -> Any:
-        device = _device(module)
+    def __call__(self, module: Module, *arrays: Any, take: Callable[[Any], Any] | None = None) -> Any:
+        """take: for this call, instead of its own."""
+        device, take = _device(module), take or self._take
         if device == "cpu" or tape.is_recording():
-            return self._take(self._function(module, *(to_device(array, device) for array in arrays)))
+            return take(self._function(module, *(to_device(array, device) for array in arrays)))
         with self._lock:
-            return self._take(self._results(module, arrays, device))
+            return take(self._results(module, arrays, device))
 
     def _results(self, module: Module, arrays: tuple[Any, ...], device: str) -> Any:
         shapes = [(array.shape, array.dtype) for array in arrays]
@@ -97,8 +98,10 @@ class Replayed:
                     return self._recording.results
                 except (MemoryError, tape.NotRecordable) as error:
                     self._recordable = False
+                    # the same words each time: Python says them once
+                    why = "there is too little memory" if isinstance(error, MemoryError) else error
                     warnings.warn(f"what is computed on the device {device} is launched kernel by kernel, not as one "
-                                  f"graph: {str(error) or 'there is too little memory'}", stacklevel=4)
+                                  f"graph: {why}", stacklevel=4)
         else:
             self._recording, self._recordable = None, True
         results = self._function(module, *(to_device(array, device) for array in arrays))

@@ -7,8 +7,7 @@
 | dw | weight_grad(x, dy) | weight_grad(dy, x) |
 
 x of a convolution may be several images whose channels lie side by side. On the CPU no joined image is stored; on a GPU
-one is, once, by a kernel. What two products read is prepared for both at once: in BF16 x and dy are rounded once, and
-the backward keeps the rounded x, which has half the memory.
+one is, once, by a kernel.
 """
 
 from __future__ import annotations
@@ -33,10 +32,13 @@ COLUMNS = 256               # of a linear layer's product that are one job
 
 
 class Convolved(NamedTuple):
-    """What the backward needs: the matrix, its images as `prepared`, the channels of each; y if the ReLU is fused."""
+    """What the backward needs: the matrix, its images as `joined`, the channels of each, and y if the ReLU is fused.
+
+    x is kept as it is, even where the products round it: another op may keep it, too.
+    """
 
     A: ConvMatrix
-    xs: Any
+    xs: tuple[np.ndarray, ...]
     channels: tuple[int, ...]
     y: np.ndarray | None
 
@@ -56,7 +58,7 @@ def conv2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *more: np.
     xs = (x, *more)
     check_images("conv2d", xs, w, b)
     A = ConvMatrix(w, Geometry(w.shape[:2], stride, padding, dilation), x.shape[1:3], precision=precision)
-    images, channels = prepared(A, xs)
+    images, channels = joined(xs)
     y = A.affine(images, b, relu)
     return y, Convolved(A, images, channels, y if relu else None)
 
@@ -75,14 +77,17 @@ def conv2d_backward(dy: np.ndarray, cache: Convolved, needs: tuple[bool, ...] = 
     return dx, dw, db, *more
 
 
-def prepared(A: ConvMatrix, xs: tuple[np.ndarray, ...]) -> tuple[Any, tuple[int, ...]]:
-    """The images as A's products take them, on a GPU as one; and the channels of each."""
-    return A.prepared((kernels.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs), tuple(x.shape[3] for x in xs)
+def joined(xs: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    """The images as the products take them, on a GPU as one; and the channels of each."""
+    channels = tuple(x.shape[3] for x in xs)
+    return (kernels.concat(xs),) if len(xs) > 1 and on_gpu(xs[0]) else xs, channels
 
 
 def gradients(A: ConvMatrix, xs: Any, channels: tuple[int, ...], dy: np.ndarray, needs: tuple[bool, ...],
               later: Later) -> Gradients:
     """weight_grad(xs, dy); and Aᵀ dy, cut into what belongs to each image, of so many channels. None if not needed."""
+    if not any(needs):
+        return (None,) * len(needs)
     dy = A.T.prepared(dy)
     dw = weight_gradient(A, xs, dy, later) if needs[0] else None
     if not any(needs[1:]):
@@ -105,7 +110,7 @@ def conv_transpose2d(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, 
     _check("conv_transpose2d", x, x.shape[3:], w, b, channel_axis=3)
     geometry = Geometry(w.shape[:2], stride, padding, dilation)
     A = ConvMatrix(w, geometry, geometry.transposed_size(x.shape[1:3], output_padding), precision=precision)
-    x = A.T.prepared(x)
+    x = A.T.prepared(x)                 # in BF16 half the memory; of a U-Net's x nobody else keeps anything
     return A.T.affine(x, b), (A, x)
 
 
@@ -114,6 +119,8 @@ def conv_transpose2d_backward(dy: np.ndarray, cache: Any, needs: tuple[bool, ...
     """<dy, Aᵀ x> = <A dy, x>, so dx = A dy. As a function of w, <x, A dy> has the gradient weight_grad(dy, x)."""
     A, x = cache
     db = channel_sum(dy) if needs[2] else None
+    if not any(needs[:2]):
+        return None, None, db
     dy = A.prepared(dy)
     dw = weight_gradient(A, dy, x, later) if needs[1] else None
     return A @ dy if needs[0] else None, dw, db

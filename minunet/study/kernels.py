@@ -156,7 +156,7 @@ def examples(file: str, device: str = "sim") -> Iterator[tuple[str, Callable[[],
                                   (24, 3, Geometry(3, padding=1))):
             for precision in ROUNDED.get(file, ("float32",)):
                 yield (f"{k}x{k} convolution, stride {geometry.stride[0]}, 2 images of {side}x{side}x{CHANNELS}, "
-                       f"{2 * CHANNELS} filters, {precision}",
+                       f"{2 * CHANNELS} filters, {LADDER[file]}, {precision}",
                        partial(_products, array, geometry, side, LADDER[file], precision))
     elif file == "optimizer":
         for rule in (optim.Adam, optim.AdamW, optim.SGD):
@@ -170,8 +170,8 @@ def examples(file: str, device: str = "sim") -> Iterator[tuple[str, Callable[[],
         yield "a warp's worth of numbers for each instruction", partial(_probe, array)
     else:
         if file == "pool":
-            for pool in (F.max_pool2d, _pool_and_unpool):
-                yield "windows of 17x17 px, more than a byte counts", partial(
+            for what, pool in (("pooled", F.max_pool2d), ("pooled and unpooled", _pool_and_unpool)):
+                yield f"windows of 17x17 px, more than a byte counts, {what}", partial(
                     _forward_and_backward, Case(partial(pool, kernel=17), ((1, 17, 17, CHANNELS),)), device)
         if file == "norm":
             yield f"running statistics, {CHANNELS} channels", partial(_update_running, array, device)

@@ -36,7 +36,7 @@ class Confusion:
         ignore: where the truth is this number, the pixel is not counted. Raises ValueError for other shapes or ids,
         TypeError for different devices.
         """
-        ids, left_out = len(self.counts), 0
+        ids = len(self.counts)
         # on a GPU the kernel leaves out what is no id, and its sum tells: one wait for the GPU, not one for each check
         late = (device_of(truth, prediction) != "cpu" and truth.dtype == prediction.dtype == np.uint8
                 and (ignore is None or ignore >= ids))
@@ -44,14 +44,12 @@ class Confusion:
             if array.shape != truth.shape or array.dtype.kind not in "biu":
                 raise ValueError(f"Confusion: {name} must hold integer ids in the truth's shape {truth.shape}; got "
                                  f"{array.dtype} {array.shape}")
-        if late and ignore is not None:
-            left_out = int((truth == ignore).sum())
-        elif not late:
+        if not late:
             truth, prediction = self._checked(truth, prediction, ignore)
         if on_gpu(truth) and ids <= 256:
             truth, prediction = (array.astype(np.uint8, copy=False) for array in (truth, prediction))
             counts = to_device(kernels.confusion(truth, prediction, ids), "cpu").astype(np.int64)
-            if counts.sum() != truth.size - left_out:
+            if counts.sum() != truth.size:
                 self._checked(truth, prediction, ignore)
             self.counts += counts
             return

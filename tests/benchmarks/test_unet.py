@@ -179,7 +179,7 @@ def test_a_gpu_is_timed_until_it_is_done_and_step_by_step(monkeypatch):
     order, harness = [], room("harness")
     timer = harness.WallTimer(lambda: order.append("wait"))
     assert timer(lambda: order.append("run")) > 0 and order == ["wait", "run", "wait"]
-    steps = []
+    steps, settled = [], []
 
     class Eight(harness.WallTimer):
         def __call__(self, run):
@@ -191,7 +191,9 @@ def test_a_gpu_is_timed_until_it_is_done_and_step_by_step(monkeypatch):
     net = sides.OurNet(SMALL._replace(device="sim"))
     monkeypatch.setattr(net, "step", lambda: steps.append(1))
     monkeypatch.setattr(net, "prediction", lambda: None)
+    monkeypatch.setattr(net, "settle", lambda: settled.append(len(steps)))
     assert net.times("step", SHORT) == (2.0, 2.0) and len(steps) == 2 + 3 * 4      # and one warms up
+    assert settled == [2]                                                           # behind the first calls
     assert net.times("prediction", SHORT) == (8.0, 8.0)
 
 

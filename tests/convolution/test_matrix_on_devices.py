@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from minunet import ConvMatrix, Geometry
 from minunet.backend import address, device_of, to_device
 from minunet.cuda import record_launches
-from minunet.ops import conv
+from minunet.ops import block, conv
 from tests.checks import assert_close, assert_triple_identity
 from tests.strategies import cases
 
@@ -112,17 +112,26 @@ def test_what_several_products_read_is_prepared_once(device, precision):
         assert [launch.kernel for launch in launches].count("bf16.pack") == (2 if precision == "bf16" else 0)
 
 
-def test_a_step_rounds_each_array_once(device):
-    """Forward x and the weight; backward dy and the weight again."""
+def test_how_often_a_step_rounds(device):
+    """Forward x and the weight, backward dy and the weight again; x again where it is kept as it is."""
     rng = np.random.default_rng(0)
-    x, w, dy = (to_device(rng.standard_normal(shape, dtype=np.float32), device)
-                for shape in ((1, 4, 4, 8), (3, 3, 8, 8), (1, 4, 4, 8)))
-    for forward, backward in ((conv.conv2d, conv.conv2d_backward),
-                              (conv.conv_transpose2d, conv.conv_transpose2d_backward)):
+    x, w, dy, gamma, beta = (to_device(rng.standard_normal(shape, dtype=np.float32), device)
+                             for shape in ((1, 4, 4, 8), (3, 3, 8, 8), (1, 4, 4, 8), 8, 8))
+
+    def packs(forward, backward, *inputs, needs):
         with record_launches() as launches:
-            _, cache = forward(x, w, padding=1, precision="bf16")
-            backward(dy, cache, (True, True, False))
-        assert [launch.kernel for launch in launches].count("bf16.pack") == 4
+            _, cache = forward(*inputs, padding=1, precision="bf16")
+            backward(dy, cache, needs)
+        return [launch.kernel for launch in launches].count("bf16.pack"), cache
+
+    both, bias = (True, True, False), (False, False, True)
+    count, cache = packs(conv.conv2d, conv.conv2d_backward, x, w, needs=both)
+    assert count == 5 and cache.xs[0] is x          # which another op may keep, too
+    transposed = conv.conv_transpose2d, conv.conv_transpose2d_backward, x, w
+    assert packs(*transposed, needs=both)[0] == 4 and packs(*transposed, needs=bias)[0] == 2
+    assert packs(conv.conv2d, conv.conv2d_backward, x, w, needs=bias)[0] == 2
+    count, cache = packs(block.conv_norm_relu, block.conv_norm_relu_backward, w, gamma, beta, x, needs=(True,) * 4)
+    assert count == 4 and cache.xs.words.nbytes == x.nbytes / 2
 
 
 def test_what_was_prepared_for_another_product_is_refused(device):

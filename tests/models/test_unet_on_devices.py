@@ -70,6 +70,31 @@ def test_on_tensor_cores(device, precision, tolerance):
     assert abs(losses - expected).max() > 1e-6              # operands were rounded
 
 
+def test_predictions_on_a_device_stay_what_they_were(device):
+    """The third is replayed, into the arrays of the second."""
+    model = UNet(1, 2, base=2, depth=1).to(device)
+    images = [scene((6, 6), 1, 2, seed)[0] for seed in range(4)]
+    kept = [model.predict(x, device) for x in images]
+    assert {device_of(answer) for answer in kept} == {device}
+    expected = [UNet(1, 2, base=2, depth=1).predict(x) for x in images]
+    for answer, reference in zip(kept, expected, strict=True):
+        assert_close(to_device(answer, "cpu"), reference, 1e-5)
+    assert not np.array_equal(expected[2], expected[3])
+
+
+def test_a_precision_that_a_device_does_not_have_is_refused(device):
+    model = UNet(1, 1, base=2, depth=1)
+    for where, precision, allowed in (("cpu", "bf16", "float32, float64"), (device, "fp16", "float32, float64, tf32")):
+        with pytest.raises(ValueError, match=f"precision must be one of {allowed}.* on the device {where}; got"):
+            model.to(where, precision)
+        assert model.device == "cpu" and model.head.precision == "float32"
+    model.to(device, "bf16")
+    with pytest.raises(ValueError, match="on the device cpu; got 'bf16'"):
+        model.to("cpu")
+    assert model.device == device
+    assert model.to("cpu", "float32").predict(np.zeros((1, 2, 2, 1))).shape == (1, 2, 2, 1)
+
+
 def test_moving_a_model_and_its_checkpoint(device, tmp_path):
     model = UNet(1, 2, base=2, depth=1)
     images, _ = scene((6, 6), 1, 2)

@@ -153,8 +153,11 @@ def test_with_a_size_the_truth_keeps_its_own():
     assert found.counts.counts.sum() == 12 * 20 and found.over_pixels["accuracy"] > 0.94
 
 
-def test_a_net_without_numbers_is_told():
-    checkpoint = drawing_net()
+@pytest.mark.parametrize("size", [None, (6, 10)])
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_a_net_without_numbers_is_told(device, where, size):
+    checkpoint = drawing_net(size=size)
+    checkpoint.model.to(device if where == "device" else where)
     checkpoint.model.head.bias.data[:] = np.inf
     checkpoint.model.head.weight.data[:] = -np.inf
     with pytest.raises(UserError, match="no longer finite"), np.errstate(invalid="ignore"):
