@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
+import pytest
 
 from minunet import simulator
-from minunet.backend import to_device
+from minunet.backend import cupy, to_device
 
 ORDERS = (0, 1, 2)      # threads and blocks forwards, backwards, shuffled
+
+
+def free_memory():
+    """Bytes of the GPU that nobody has, CuPy's pool empty. Skips where other workers take of the same GPU."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "tests.cupy_standin" not in sys.modules:
+        pytest.skip("the memory of a GPU is measured, which other workers use, too: run this without -n")
+    cupy().cuda.Device().synchronize()
+    cupy().get_default_memory_pool().free_all_blocks()
+    return cupy().cuda.runtime.memGetInfo()[0]
 
 
 def computed(device, f, *arrays):
