@@ -12,7 +12,8 @@ def test_a_run_tells_what_was_launched_and_checked(capsys):
     assert main(["kernels", "run", "conv_direct.forward"]) == 0
     said = capsys.readouterr().out
     assert said.splitlines() == [
-        "conv_direct.forward on the simulated GPU: 3x3 convolution, stride 1, 2 images of 8x8x16, 32 filters, float32",
+        "conv_direct.forward on the simulated GPU: 3x3 convolution, stride 1, 2 images of 8x8x16, 32 filters, direct, "
+        "float32",
         "16 blocks of 256 threads; x float32 2x8x8x16, weight float32 3x3x16x32, bias float32 32, y float32 2x8x8x32",
         "no race, no access out of bounds, no read of uninitialised memory"]
 
