@@ -287,7 +287,9 @@ def machine(device: str, others: Sequence[str] = ()) -> dict[str, Any]:
     model = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
     pools = [info for info in threadpool_info() if info["user_api"] == "blas"]
     own = [info for info in pools if "numpy" in info["filepath"]]       # SciPy brings one too
-    blas = {f"{info['internal_api']} {info['version']}" for info in own or pools}
+    # with the processor that its kernels are written for, which may not be this one
+    blas = {" ".join(str(info[key]) for key in ("internal_api", "version", "architecture") if info.get(key))
+            for info in own or pools}
     found: dict[str, Any] = {
         "processor": model[1] if model else platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": parallel.threads(), "system": platform.platform(terse=True), "python": platform.python_version(),
