@@ -128,7 +128,7 @@ class OurNet(Net):
         super().__init__(case)
         self._net = UNet(CHANNELS, CLASSES, case.base, DEPTH, recompute=recompute).to(case.device, case.precision)
         self._adam = optim.Adam(self._net.parameters(), lr=1e-3)
-        self._gradients = nn.Replayed(_gradients, self._take)
+        self._gradients = nn.Replayed(_gradients)
         self._replayed = replayed
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
@@ -139,7 +139,7 @@ class OurNet(Net):
     def step(self) -> Any:
         """See `Net`."""
         arrays = self._net, self.x, self.y
-        loss = self._gradients(*arrays) if self._replayed else self._take(_gradients(*arrays))
+        loss = self._gradients(*arrays, take=self._take) if self._replayed else self._take(_gradients(*arrays))
         self._adam.step()
         return loss
 

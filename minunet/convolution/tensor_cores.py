@@ -147,8 +147,8 @@ def fits(channels: int, filters: int, precision: str) -> bool:
 def forward(weight: np.ndarray, geometry: Geometry, x: Any, bias: np.ndarray | None = None, relu: bool = False,
             precision: str = "tf32") -> np.ndarray:
     """A x [+ bias] [then ReLU]: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> (N, OH, OW, F)."""
-    (n, *size, _), (kh, kw, c, f) = x.shape, weight.shape
-    shape = Conv.of(geometry, n, (size[0], size[1]), c, f)
+    n, (kh, kw, c, f) = x.shape[0], weight.shape
+    shape = Conv.of(geometry, n, x.shape[1:3], c, f)
     y = array_module(weight).empty((n, shape.out_height, shape.out_width, f), np.float32)
     plan = Plan.of(y.size // f, f, kh * kw * c, IMAGE_SLICES, precision, device_of(weight))
     _run("conv_forward", plan, precision, (x, weight), y, (shape,), bias, relu)
@@ -178,8 +178,8 @@ def transposed(weight: np.ndarray, geometry: Geometry, y: Any, size: Pair, bias:
 def weight_grad(geometry: Geometry, x: Any, y: Any, precision: str = "tf32") -> np.ndarray:
     """The gradient of <y, A x> with respect to the weight: x (N, H, W, C), y (N, OH, OW, F) -> (KH, KW, C, F)."""
     x, y = Operand.of(x, precision), Operand.of(y, precision)
-    (kh, kw), (n, *size, c), f = geometry.kernel, x.shape, y.shape[3]
-    shape = Conv.of(geometry, n, (size[0], size[1]), c, f)
+    (kh, kw), c, f = geometry.kernel, x.shape[3], y.shape[3]
+    shape = Conv.of(geometry, x.shape[0], x.shape[1:3], c, f)
     dw = array_module(x.words).empty((kh, kw, c, f), np.float32)
     plan = Plan.of(kh * kw * c, f, math.prod(y.shape[:3]), SLICES, precision, device_of(x.words))
     _run("conv_weight_grad", plan, precision, (x, y), dw, (shape,), with_epilogue=False)

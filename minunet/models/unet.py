@@ -171,7 +171,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, classes, 1, gain=GAINS["linear"], rng=rng)
         self.crop = nn.Crop() if padding == "same" else None
         self.recompute = recompute
-        self._prediction = nn.Replayed(_predict, partial(_brought, device="cpu"), without=("training",))
+        self._prediction = nn.Replayed(_predict, without=("training",))
 
     @property
     def recompute(self) -> bool:

@@ -156,8 +156,9 @@ class Module:
         computing = [module for _, module in self.named_modules() if hasattr(module, "precision")]
         for wanted in {module.precision for module in computing} if precision is None else {precision}:
             check_precision(wanted, device)
-        for module in computing:
-            module.precision = module.precision if precision is None else precision
+        if precision is not None:
+            for module in computing:
+                module.precision = precision
         for _, parameter in self.named_parameters():
             parameter.data, parameter.grad = to_device(parameter.data, device), None
         for module, attribute, _ in self._buffers():

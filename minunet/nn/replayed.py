@@ -57,7 +57,7 @@ class Snapshot:
 
 
 class Replayed:
-    """take(function(module, *arrays)); on a GPU, what function launches is recorded and replayed (`minunet.replay`).
+    """function(module, *arrays); on a GPU, what function launches is recorded and replayed (`minunet.replay`).
 
     A call whose arrays have the shapes and dtypes of the call before is recorded, and the following ones replay it,
     until one has other shapes, or the module is not what it was (`Snapshot`). What is recorded has memory of its own on
@@ -67,21 +67,20 @@ class Replayed:
     Args:
         function: takes a module and arrays on its device, and returns arrays, as `Recording` has it. Its launches may
             depend on what the module consists of, on the arrays' shapes, and on no other number that can change.
-        take: what is made of the results at once: the next call writes into the same arrays.
         without: names of modules' attributes that make no difference to function.
     """
 
-    def __init__(self, function: Callable[..., Any], take: Callable[[Any], Any], without: Collection[str] = ()):
-        self._function, self._take, self._without = function, take, without
+    def __init__(self, function: Callable[..., Any], without: Collection[str] = ()):
+        self._function, self._without = function, without
         self._lock = threading.RLock()
         self._last: tuple[Any, Snapshot] | None = None      # shapes and module of the last call
         self._recording: Recording | None = None
         self._recordable = True                             # as far as is known, with these shapes
         _all.add(self)
 
-    def __call__(self, module: Module, *arrays: Any, take: Callable[[Any], Any] | None = None) -> Any:
-        """take: for this call, instead of its own."""
-        device, take = _device(module), take or self._take
+    def __call__(self, module: Module, *arrays: Any, take: Callable[[Any], Any]) -> Any:
+        """take(function(module, *arrays)); the next call writes into the same results, so take what is to stay."""
+        device = _device(module)
         if device == "cpu" or tape.is_recording():
             return take(self._function(module, *(to_device(array, device) for array in arrays)))
         with self._lock:
@@ -121,7 +120,7 @@ class Replayed:
 
     def __reduce__(self) -> Any:
         """Without the recording: a copy makes its own."""
-        return Replayed, (self._function, self._take, self._without)
+        return Replayed, (self._function, self._without)
 
 
 def _device(module: Module) -> str:

@@ -139,7 +139,7 @@ class Run:
         model.to(device, precision)
         model.recompute = recompute
         self.optimizer = optim.Adam(model.parameters(), lr=config.lr)
-        self._gradients = nn.Replayed(partial(_gradients, self._loss, self.optimizer.parameters), self._take)
+        self._gradients = nn.Replayed(partial(_gradients, self._loss, self.optimizer.parameters))
         self._plotted = -math.inf
         self._computed = self._waited = 0.0             # s
         self.history: list[dict[str, Any]] = []         # the rows of the finished epochs
@@ -287,7 +287,7 @@ class Run:
         if self.config.schedule == "cosine":
             self.optimizer.lr = optim.cosine(self.optimizer.steps, self.config.epochs * len(self.batches),
                                              self.config.lr)
-        loss = self._gradients(self.checkpoint.model, images, masks)
+        loss = self._gradients(self.checkpoint.model, images, masks, take=self._take)
         self.optimizer.step()
         return loss
 

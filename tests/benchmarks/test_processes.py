@@ -12,7 +12,7 @@ import pytest
 from minunet.cli.measuring import room
 from minunet.errors import UserError
 
-processes = room("processes")
+harness, layers, processes = map(room, ("harness", "layers", "processes"))
 MIB = 1 << 20
 LINUX = pytest.mark.skipif(processes.resident_bytes() is None, reason="nobody tells, as Linux does")
 
@@ -124,3 +124,10 @@ def test_ctrl_c_is_one_sentence(tmp_path):
     _, said = running.communicate(timeout=40)
     assert running.returncode == 130 and "Traceback" not in said
     assert said.strip().splitlines()[-1] == "minunet: stopped"
+
+
+def test_the_other_side_is_a_process_of_its_own():
+    with processes.Side() as side:
+        assert side.call(harness.rotations, 10 << 20, 32 << 20) == 7
+        with pytest.raises(UserError, match="multiples of 16"):
+            side.call(layers.unet_layers, (30, 30), 4)

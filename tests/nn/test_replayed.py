@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,11 +35,15 @@ def module(device):
 
 @pytest.fixture
 def replayed():
-    return nn.Replayed(Scale.compute, lambda y: to_device(y, "cpu").copy(), without=("calls", "training"))
+    return nn.Replayed(Scale.compute, without=("calls", "training"))
 
 
 def images(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).random((*shape, 3)).astype(dtype)
+
+
+def take(y):
+    return to_device(y, "cpu").copy()
 
 
 def calls(module, replayed, *inputs):
@@ -46,7 +51,7 @@ def calls(module, replayed, *inputs):
     called = []
     for x in inputs:
         before = module.calls
-        y = replayed(module, x)
+        y = replayed(module, x, take=take)
         expected = x * to_device(module.factor.data, "cpu") * np.float32(module.power)
         np.testing.assert_array_equal(y, expected + np.float32(module.table["shift"]) + np.float32(module.parts[0].p))
         called.append(module.calls - before)
@@ -131,7 +136,7 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_nevertheless(module, 
         assert float(x.sum()) > 0
         return module.compute(x)
 
-    replayed, x = nn.Replayed(function, lambda y: to_device(y, "cpu").copy(), without=("calls",)), images(2)
+    replayed, x = nn.Replayed(function, without=("calls",)), images(2)
     assert calls(module, replayed, x) == [1]
     with pytest.warns(UserWarning, match=f"on the device {device} is launched kernel by kernel, not as one graph: "):
         assert calls(module, replayed, x) == [1]
@@ -146,11 +151,11 @@ def test_a_recording_that_fails_leaves_nothing(module, device):
             raise ValueError("on purpose")
         return module.compute(x)
 
-    replayed, x = nn.Replayed(function, lambda y: to_device(y, "cpu").copy(), without=("calls",)), images(2)
+    replayed, x = nn.Replayed(function, without=("calls",)), images(2)
     calls(module, replayed, x)
     fails[0] = True
     with pytest.raises(ValueError, match="on purpose"):
-        replayed(module, x)
+        replayed(module, x, take=take)
     fails[0] = False
     assert calls(module, replayed, x, x) == [1, 0]
 
@@ -160,16 +165,18 @@ def test_threads_wait_for_each_other(module, device):
     x, z = images(2), images(2, seed=1)
     inside, leave, found = threading.Event(), threading.Event(), {}
 
-    def take(y):
+    def slowly(y):
         if threading.current_thread().name == "first":
             inside.set()
             assert leave.wait(20)
-        return to_device(y, "cpu").copy()
+        return take(y)
 
-    replayed = nn.Replayed(Scale.compute, take, without=("calls",))
+    def run(name, x):
+        found[name] = replayed(module, x, take=slowly)
+
+    replayed = nn.Replayed(Scale.compute, without=("calls",))
     calls(module, replayed, x, x)
-    threads = [threading.Thread(target=lambda x=x, name=name: found.update({name: replayed(module, x)}), name=name)
-               for name, x in (("first", x), ("second", z))]
+    threads = [threading.Thread(target=run, args=given, name=given[0]) for given in (("first", x), ("second", z))]
     threads[0].start()
     assert inside.wait(20)
     threads[1].start()
@@ -183,10 +190,10 @@ def test_threads_wait_for_each_other(module, device):
 
 def test_a_call_within_a_recording_is_a_part_of_it(module, device):
     """It returns what is computed there, so take must not read."""
-    inner = nn.Replayed(Scale.compute, lambda y: y, without=("calls",))
+    inner = partial(nn.Replayed(Scale.compute, without=("calls",)), module, take=lambda y: y)
     x = images(2)
-    inner(module, x)
-    recording = replay.Recording(lambda x: inner(module, x) + 1, [x], device)
+    inner(x)
+    recording = replay.Recording(lambda x: inner(x) + 1, [x], device)
     for other in (images(2, seed=1), images(2, seed=2)):
         np.testing.assert_array_equal(to_device(recording.replay(other), "cpu"), other * 2 + np.float32(0.5) + 1)
 
